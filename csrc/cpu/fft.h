@@ -1,0 +1,182 @@
+// The one-dimensional transform in place of `length` complex vectors that lie one after the other (a strip): one
+// independent transform per lane. See plan.h for the order of the output. Every stage reads and writes the strip once.
+#pragma once
+
+#include "cpu/plan.h"
+#include "cpu/simd.h"
+#include "sagd/butterflies.h"
+
+namespace sagd::SAGD_ISA {
+
+template <class T>
+using Point = Complex<Vec<T>>;
+
+template <class T>
+void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
+template <class T>
+void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
+
+// One butterfly of a stage, with its twiddles: on the output forward, on the input of the inverse.
+template <int R, bool inverse, bool twiddled, class T>
+SAGD_INLINE void butterfly(Point<T>* x, int span, const T* w) {
+  Point<T> v[R];
+#pragma GCC unroll 8
+  for (int m = 0; m < R; ++m) {
+    v[m] = x[m * span];
+    if (inverse && twiddled && m > 0) v[m] = rotate<true>(v[m], w[2 * m - 2], w[2 * m - 1]);
+  }
+  Butterfly<R, inverse, T, Vec<T>>::run(v);
+#pragma GCC unroll 8
+  for (int m = 0; m < R; ++m) {
+    if (!inverse && twiddled && m > 0) v[m] = rotate<false>(v[m], w[2 * m - 2], w[2 * m - 1]);
+    x[m * span] = v[m];
+  }
+}
+
+template <int R, bool inverse, class T>
+void butterfly_stage(const Stage<T>& stage, Point<T>* x) {
+  const int span = stage.span;
+  for (int b = 0; b < stage.blocks; ++b, x += R * span) {
+    butterfly<R, inverse, false>(x, span, stage.twiddle);
+    for (int q = 1; q < span; ++q) butterfly<R, inverse, true>(x + q, span, stage.twiddle + q * 2 * (R - 1));
+  }
+}
+
+// A prime length, natural order in and out. The inverse is the forward transform between two exchanges of the real
+// and imaginary parts.
+template <bool inverse_, class T>
+SAGD_INLINE Point<T> exchanged(Point<T> a) {
+  return inverse_ ? Point<T>{a.im, a.re} : a;
+}
+
+template <bool inverse_, class T>
+void prime_transform(const PrimePlan<T>& prime, Point<T>* x, Point<T>* scratch) {
+  const int n = prime.length;
+  if (prime.method == PrimeMethod::dense) {
+    const int half = n / 2;
+    Point<T> total = x[0];
+    Point<T>*sum = scratch, *difference = scratch + half;
+    for (int j = 1; j <= half; ++j) {
+      sum[j - 1] = x[j] + x[n - j];
+      difference[j - 1] = quarter_turn<inverse_>(x[j] - x[n - j]);
+      total = total + sum[j - 1];
+    }
+    for (int k = 1; k <= half; ++k) {
+      Point<T> even = x[0], odd = {};
+      for (int j = 1, at = k; j <= half; ++j, at = at + k < n ? at + k : at + k - n) {
+        const T c = prime.kernel[2 * at], s = -prime.kernel[2 * at + 1];
+        even = even + sum[j - 1] * c;
+        odd = odd + difference[j - 1] * s;
+      }
+      x[k] = even + odd;
+      x[n - k] = even - odd;
+    }
+    x[0] = total;
+    return;
+  }
+
+  const Plan<T>& convolution = *prime.convolution;
+  const int m = convolution.length;
+  Point<T>*a = scratch, *rest = scratch + m;
+  if (prime.method == PrimeMethod::rader) {
+    const Point<T> first = exchanged<inverse_, T>(x[0]);
+    for (int q = 0; q < m; ++q) a[q] = exchanged<inverse_, T>(x[prime.gather[q]]);
+    forward(convolution, a, rest);
+    x[0] = exchanged<inverse_, T>(first + a[0]);
+    for (int q = 0; q < m; ++q) a[q] = rotate<false>(a[q], prime.kernel[2 * q], prime.kernel[2 * q + 1]);
+    a[0] = a[0] + first;  // a constant in the spectrum's first bin is added to every output
+    inverse(convolution, a, rest);
+    for (int q = 0; q < m; ++q) x[prime.scatter[q]] = exchanged<inverse_, T>(a[q]);
+  } else {
+    const T* c = prime.chirp;
+    for (int j = 0; j < n; ++j) a[j] = rotate<false>(exchanged<inverse_, T>(x[j]), c[2 * j], c[2 * j + 1]);
+    for (int j = n; j < m; ++j) a[j] = Point<T>{};
+    forward(convolution, a, rest);
+    for (int q = 0; q < m; ++q) a[q] = rotate<false>(a[q], prime.kernel[2 * q], prime.kernel[2 * q + 1]);
+    inverse(convolution, a, rest);
+    for (int j = 0; j < n; ++j) x[j] = exchanged<inverse_, T>(rotate<false>(a[j], c[2 * j], c[2 * j + 1]));
+  }
+}
+
+template <bool inverse_, class T>
+void prime_stage(const Stage<T>& stage, Point<T>* x, Point<T>* scratch) {
+  const int span = stage.span, n = stage.radix;
+  for (int b = 0; b < stage.blocks; ++b, x += n * span) {
+    const T* w = stage.twiddle;
+    for (int q = 0; q < span; ++q, w += 2 * (n - 1)) {
+      for (int m = 0; m < n; ++m) scratch[m] = x[q + m * span];
+      if (inverse_) {
+        for (int m = 1; m < n; ++m) scratch[m] = rotate<true>(scratch[m], w[2 * m - 2], w[2 * m - 1]);
+      }
+      prime_transform<inverse_>(*stage.prime, scratch, scratch + n);
+      x[q] = scratch[0];
+      for (int m = 1; m < n; ++m) {
+        x[q + m * span] = inverse_ ? scratch[m] : rotate<false>(scratch[m], w[2 * m - 2], w[2 * m - 1]);
+      }
+    }
+  }
+}
+
+template <bool inverse_, class T>
+void run_stage(const Stage<T>& stage, Point<T>* x, Point<T>* scratch) {
+  if (stage.prime) return prime_stage<inverse_>(stage, x, scratch);
+  switch (stage.radix) {
+    case 2: return butterfly_stage<2, inverse_>(stage, x);
+    case 3: return butterfly_stage<3, inverse_>(stage, x);
+    case 4: return butterfly_stage<4, inverse_>(stage, x);
+    case 5: return butterfly_stage<5, inverse_>(stage, x);
+    case 7: return butterfly_stage<7, inverse_>(stage, x);
+    default: return butterfly_stage<8, inverse_>(stage, x);
+  }
+}
+
+template <class T>
+void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch) {
+  for (int s = 0; s < plan.stages; ++s) run_stage<false>(plan.stage[s], x, scratch);
+}
+
+template <class T>
+void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch) {
+  for (int s = plan.stages - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
+}
+
+// ---- forward, a pointwise step, inverse: the last forward stage, the step and the first inverse stage in one pass
+
+template <int R, class T, class Pointwise>
+void fused_stage(const Stage<T>& stage, Point<T>* x, Pointwise&& pointwise) {
+  for (int at = 0; at < stage.blocks * R; at += R) {
+    Point<T> v[R];
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m) v[m] = x[at + m];
+    Butterfly<R, false, T, Vec<T>>::run(v);
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m) v[m] = pointwise(at + m, v[m]);
+    Butterfly<R, true, T, Vec<T>>::run(v);
+#pragma GCC unroll 8
+    for (int m = 0; m < R; ++m) x[at + m] = v[m];
+  }
+}
+
+// x <- inverse(pointwise(forward(x))); pointwise(position, point) sees the points in digit order.
+template <class T, class Pointwise>
+void convolve(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& pointwise) {
+  const int last = plan.stages - 1;
+  if (last < 0 || plan.stage[last].prime) {
+    forward(plan, x, scratch);
+    for (int i = 0; i < plan.length; ++i) x[i] = pointwise(i, x[i]);
+    return inverse(plan, x, scratch);
+  }
+  for (int s = 0; s < last; ++s) run_stage<false>(plan.stage[s], x, scratch);
+  const Stage<T>& stage = plan.stage[last];
+  switch (stage.radix) {
+    case 2: fused_stage<2>(stage, x, pointwise); break;
+    case 3: fused_stage<3>(stage, x, pointwise); break;
+    case 4: fused_stage<4>(stage, x, pointwise); break;
+    case 5: fused_stage<5>(stage, x, pointwise); break;
+    case 7: fused_stage<7>(stage, x, pointwise); break;
+    default: fused_stage<8>(stage, x, pointwise);
+  }
+  for (int s = last - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
+}
+
+}  // namespace sagd::SAGD_ISA

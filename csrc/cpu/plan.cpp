@@ -1,0 +1,252 @@
+#include "cpu/plan.h"
+
+#include <cmath>
+#include <complex>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <numbers>
+#include <vector>
+
+namespace sagd {
+namespace {
+
+using Complex = std::complex<double>;
+
+// Operations per point of a stage: butterfly, twiddle product, loads and stores.
+double butterfly_cost(int radix) {
+  switch (radix) {
+    case 2: return 2 + 8;
+    case 4: return 4 + 8;
+    case 8: return 6.5 + 8;
+    default: return radix + 1 + 8;
+  }
+}
+
+bool has_butterfly(int radix) { return radix <= 5 || radix == 7 || radix == 8; }
+
+// Radices in the order of the forward stages: primes without a butterfly first, so that the last stage, which the
+// filter fuses with its inverse, is one held in registers.
+std::vector<int> factorize(int n) {
+  std::vector<int> radices;
+  int twos = 0;
+  for (; n % 2 == 0; n /= 2) ++twos;
+  for (int p = 3; n > 1; p += 2) {
+    if (p * int64_t(p) > n) p = n;
+    for (; n % p == 0; n /= p) radices.insert(radices.begin(), p);
+  }
+  if (twos == 1) radices.push_back(2);
+  if (twos > 1) {
+    radices.insert(radices.end(), twos % 3 == 0 ? 0 : 3 - twos % 3, 4);
+    radices.insert(radices.end(), (twos - (twos % 3 == 0 ? 0 : 2 * (3 - twos % 3))) / 3, 8);
+  }
+  return radices;
+}
+
+// exp(-2 pi i k / n), with the argument reduced exactly.
+Complex root(int64_t k, int64_t n) {
+  const double turn = double(k % n) / double(n);
+  return std::polar(1.0, -2 * std::numbers::pi * turn);
+}
+
+// The transform of a few constants in double precision, by recursion over the factors; speed does not matter.
+std::vector<Complex> transform(const std::vector<Complex>& x) {
+  const int n = int(x.size());
+  if (n == 1) return x;
+  int p = 2;
+  while (n % p) ++p;
+  const int m = n / p;
+  std::vector<Complex> result(n);
+  for (int r = 0; r < p; ++r) {
+    std::vector<Complex> part(m);
+    for (int q = 0; q < m; ++q) part[q] = x[q * p + r];
+    part = transform(part);
+    for (int k = 0; k < n; ++k) result[k] += part[k % m] * root(int64_t(r) * k, n);
+  }
+  return result;
+}
+
+int power_mod(int64_t base, int exponent, int modulus) {
+  int64_t result = 1;
+  for (; exponent; exponent >>= 1, base = base * base % modulus) {
+    if (exponent & 1) result = result * base % modulus;
+  }
+  return int(result);
+}
+
+int primitive_root(int prime) {
+  std::vector<int> factors;
+  for (int n = prime - 1, p = 2; n > 1; ++p) {
+    if (n % p == 0) factors.push_back(p);
+    while (n % p == 0) n /= p;
+  }
+  for (int g = 2;; ++g) {
+    bool generates = true;
+    for (int p : factors) generates = generates && power_mod(g, (prime - 1) / p, prime) != 1;
+    if (generates) return g;
+  }
+}
+
+// Constants live as long as the process: plans are few, small, and shared by all threads.
+template <class T, class S>
+const T* keep(const std::vector<S>& values) {
+  T* kept = new T[values.size()];
+  for (size_t i = 0; i < values.size(); ++i) kept[i] = T(values[i]);
+  return kept;
+}
+
+template <class T>
+const T* keep_pairs(const std::vector<Complex>& values) {
+  std::vector<double> pairs;
+  for (Complex v : values) pairs.insert(pairs.end(), {v.real(), v.imag()});
+  return keep<T>(pairs);
+}
+
+bool is_smooth(int n) {
+  for (int p : {2, 3, 5, 7}) {
+    while (n % p == 0) n /= p;
+  }
+  return n == 1;
+}
+
+template <class T>
+class Planner {
+ public:
+  const Plan<T>& get(int length) {
+    const auto found = plans_.find(length);
+    if (found != plans_.end()) return *found->second;
+    return *(plans_[length] = make(length));
+  }
+
+ private:
+  const Plan<T>* make(int length) {
+    auto* plan = new Plan<T>{};
+    plan->length = length;
+    const std::vector<int> radices = factorize(length);
+    auto* stages = new Stage<T>[radices.size()];
+    int remaining = length;
+    for (size_t s = 0; s < radices.size(); ++s) {
+      Stage<T>& stage = stages[s];
+      stage.radix = radices[s];
+      stage.blocks = length / remaining;
+      stage.span = remaining / stage.radix;
+      std::vector<Complex> twiddle;
+      for (int q = 0; q < stage.span; ++q) {
+        for (int m = 1; m < stage.radix; ++m) twiddle.push_back(root(int64_t(q) * m, remaining));
+      }
+      stage.twiddle = keep_pairs<T>(twiddle);
+      remaining = stage.span;
+      if (has_butterfly(stage.radix)) {
+        stage.prime = nullptr;
+        plan->cost += length * butterfly_cost(stage.radix);
+      } else {
+        stage.prime = make_prime(stage.radix, plan->cost, plan->scratch, length / stage.radix);
+      }
+    }
+    plan->stages = int(radices.size());
+    plan->stage = stages;
+
+    std::vector<int> position(length), mirror(length);
+    for (int k = 0; k < length; ++k) {
+      for (int s = 0, rest = k; s < plan->stages; rest /= stages[s].radix, ++s) {
+        position[k] += rest % stages[s].radix * stages[s].span;
+      }
+    }
+    for (int k = 0; k < length; ++k) mirror[position[k]] = position[(length - k) % length];
+    plan->position = keep<int>(position);
+    plan->mirror = keep<int>(mirror);
+    return plan;
+  }
+
+  // The cheapest way to transform a prime length; adds the cost of `times` transforms, raises `scratch` to the need.
+  const PrimePlan<T>* make_prime(int length, double& cost, int& scratch, int times) {
+    const double copies = 8.0 * length;
+    const double dense = double(length - 1) * (length - 1) + copies;
+    const Plan<T>* rader = length < max_dense ? &get(length - 1) : nullptr;
+    if (!rader && is_smooth(length - 1)) rader = &get(length - 1);
+    const double rader_cost = rader ? 2 * rader->cost + 12.0 * length + copies : infinity;
+    const Plan<T>* bluestein = nullptr;
+    double bluestein_cost = infinity;
+    for (int m = 2 * length - 1, limit = 2 * m; m <= limit; ++m) {
+      if (!is_smooth(m)) continue;
+      double estimate = 0;
+      for (int radix : factorize(m)) estimate += m * butterfly_cost(radix);
+      estimate = 2 * estimate + 4.0 * m + 16.0 * length + copies;
+      if (estimate < bluestein_cost) {
+        bluestein_cost = estimate;
+        bluestein = &get(m);
+      }
+    }
+
+    auto* prime = new PrimePlan<T>{};
+    prime->length = length;
+    int own_scratch = length;  // dense: the sums and differences
+    if (dense <= rader_cost && dense <= bluestein_cost) {
+      prime->method = PrimeMethod::dense;
+      std::vector<Complex> roots;
+      for (int k = 0; k < length; ++k) roots.push_back(root(k, length));
+      prime->kernel = keep_pairs<T>(roots);
+      cost += times * dense;
+    } else if (rader_cost <= bluestein_cost) {
+      prime->method = PrimeMethod::rader;
+      prime->convolution = rader;
+      const int g = primitive_root(length);
+      std::vector<int> gather, scatter;
+      std::vector<Complex> kernel;
+      for (int q = 0; q < length - 1; ++q) {
+        gather.push_back(power_mod(g, q, length));
+        scatter.push_back(power_mod(g, length - 1 - q, length));
+        kernel.push_back(root(scatter.back(), length));
+      }
+      prime->gather = keep<int>(gather);
+      prime->scatter = keep<int>(scatter);
+      prime->kernel = keep_kernel(kernel, *rader);
+      own_scratch = rader->length + rader->scratch;
+      cost += times * rader_cost;
+    } else {
+      prime->method = PrimeMethod::bluestein;
+      prime->convolution = bluestein;
+      std::vector<Complex> chirp, kernel(bluestein->length);
+      for (int64_t n = 0; n < length; ++n) {
+        chirp.push_back(root(n * n % (2 * length), 2 * length));
+        kernel[n] = kernel[(bluestein->length - n) % bluestein->length] = std::conj(chirp.back());
+      }
+      prime->chirp = keep_pairs<T>(chirp);
+      prime->kernel = keep_kernel(kernel, *bluestein);
+      own_scratch = bluestein->length + bluestein->scratch;
+      cost += times * bluestein_cost;
+    }
+    scratch = std::max(scratch, length + own_scratch);  // the gathered points, and the method's own
+    return prime;
+  }
+
+  static const T* keep_kernel(const std::vector<Complex>& kernel, const Plan<T>& convolution) {
+    const std::vector<Complex> spectrum = transform(kernel);
+    std::vector<Complex> ordered(spectrum.size());
+    for (int k = 0; k < convolution.length; ++k) {
+      ordered[convolution.position[k]] = spectrum[k] / double(convolution.length);
+    }
+    return keep_pairs<T>(ordered);
+  }
+
+  static constexpr double infinity = std::numeric_limits<double>::infinity();
+  static constexpr int max_dense = 256;  // below it Rader's transform may itself contain dense primes
+
+  std::map<int, const Plan<T>*> plans_;
+};
+
+}  // namespace
+
+template <class T>
+const Plan<T>& plan(int length) {
+  static std::mutex mutex;
+  static auto* planner = new Planner<T>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  return planner->get(length);
+}
+
+template const Plan<float>& plan<float>(int);
+template const Plan<double>& plan<double>(int);
+
+}  // namespace sagd

@@ -1,0 +1,279 @@
+// The two-dimensional transform of one real plane, and what happens to its spectrum.
+//
+// Layout. A real plane is half a complex plane, by itself: columns j and j + W2, W2 = ceil(W / 2), are the real and
+// imaginary part of one complex column (an odd one out has a zero partner). L neighbouring columns, one a lane, are
+// transformed at a time (a strip, H points). Their half spectra come apart by symmetry, rows k = 0 .. ceil(H / 2) - 1
+// remain, and L x L register transposes turn them into strips of L rows, W points each: the plane's spectrum,
+//   spectrum[strip of rows][position of l][lane k], H W numbers in all.
+// Rows 0 and H / 2 are real before the row transform and share lane 0 of the first strip as real and imaginary part.
+// Nothing of one plane ever meets another.
+//
+// Cost per pixel for H = W = N, per direction: 4 log2 N additions and multiplications in the butterflies and twiddle
+// products, 2 loads and 2 stores of the spectrum per stage, 4 shuffles / L per transpose step; device memory: each
+// input pixel is read once, each output pixel written once.
+#pragma once
+
+#include "cpu/fft.h"
+#include "cpu/job.h"
+#include "cpu/normals.h"
+#include "cpu/scratch.h"
+#include "cpu/weights.h"
+
+namespace sagd::SAGD_ISA {
+
+template <class T>
+class PlaneTransform {
+ public:
+  static constexpr int L = lanes<T>;
+
+  PlaneTransform(int64_t height, int64_t width)
+      : height_(int(height)),
+        width_(int(width)),
+        packed_columns_((width_ + 1) / 2),
+        packed_rows_((height_ + 1) / 2),
+        row_strips_((packed_rows_ + L - 1) / L),
+        // tiles of the last column strip reach beyond the plane
+        pitch_(packed_columns_ + (packed_columns_ + L - 1) / L * L),
+        column_plan_(plan<T>(height_)),
+        row_plan_(plan<T>(width_)) {
+    const int prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
+    const int64_t spectrum = int64_t(row_strips_) * pitch_, weight = int64_t(row_strips_) * width_;
+    const int64_t points = spectrum + (height_ + 1) + prime;
+    auto* at = static_cast<char*>(
+        scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + 4 * int64_t(width_) * sizeof(T)));
+    const auto take = [&](auto*& to, int64_t n) {
+      to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(at);
+      at += n * sizeof *to;
+    };
+    take(spectrum_, spectrum);
+    take(columns_, height_ + 1);  // one more than a column: where the missing partner of row 0 goes
+    take(prime_scratch_, prime);
+    take(weight_.table, weight);
+    take(weight_.top, width_);
+    take(weight_.bottom, width_);
+    take(packed_row_, 2 * width_);
+    for (int strip = 0; strip < row_strips_; ++strip) {
+      for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
+    }
+  }
+
+  WeightTable<T>& weight() { return weight_; }
+  const Plan<T>& row_plan() const { return row_plan_; }
+
+  // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(h, w, n).
+  // Leaves every value of the spectrum doubled.
+  template <class Read>
+  void forward_columns(Read&& read) {
+    for (int j0 = 0; j0 < packed_columns_; j0 += L) {
+      const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
+      const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
+      for (int h = 0; h < height_; ++h) {
+        columns_[h].re = read(h, j0, n);
+        columns_[h].im = partners > 0 ? read(h, j0 + packed_columns_, partners) : Vec<T>{};
+      }
+      forward(column_plan_, columns_, prime_scratch_);
+      columns_[height_] = Point<T>{};
+      for (int strip = 0; strip < row_strips_; ++strip) separate(strip, j0, n, partners);
+    }
+  }
+
+  // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
+  // With `measure`, returns the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
+  template <bool filter, bool measure>
+  double weigh_rows() {
+    double total = 0;
+    for (int strip = 0; strip < row_strips_; ++strip) {
+      Point<T>* x = spectrum_ + strip * int64_t(pitch_);
+      const Vec<T>* weight = weight_.table + strip * int64_t(width_);
+      Vec<T> sum = {};
+      const auto weigh = [&](int i, Point<T> point) {
+        const Point<T> y = point * weight[i];
+        if constexpr (measure) sum += point.re * y.re + point.im * y.im;
+        return y;
+      };
+      if (strip > 0 && filter) {
+        convolve(row_plan_, x, prime_scratch_, weigh);
+      } else {
+        forward(row_plan_, x, prime_scratch_);
+        if (strip == 0) total += weigh_packed_row<measure>(x);
+        for (int i = 0; i < width_; ++i) x[i] = weigh(i, x[i]);
+        if (strip == 0) put_packed_row(x);
+        if constexpr (filter) inverse(row_plan_, x, prime_scratch_);
+      }
+      if constexpr (measure) {
+        for (int i = strip == 0; i < L; ++i) total += 2 * double(sum[i]);  // row k stands for -k too
+      }
+    }
+    return total / 4;  // forward_columns doubled every value
+  }
+
+  // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
+  // transformed back. The table must hold the weight times 1 / sqrt(2 height width).
+  void noise_rows(Stream stream) {
+    const unsigned __int128 origin = stream.counter;
+    const int orbits = width_ / 2 + 1;
+    for (int strip = 0; strip < row_strips_; ++strip) {
+      Point<T>* x = spectrum_ + strip * int64_t(pitch_);
+      const Vec<T>* weight = weight_.table + strip * int64_t(width_);
+      for (int l = 0; l < orbits; ++l) {
+        stream.counter = origin + uint64_t(strip) * L * orbits + l;
+        Vec<T> g[4];
+        draw(stream, orbits, g);
+        const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
+        if (mirror != here) x[mirror] = Point<T>{g[2], g[3]} * weight[mirror];
+        x[here] = Point<T>{g[0], g[1]} * weight[here];
+      }
+      if (strip == 0) {
+        for (int i = 0; i < 2 * width_; ++i) packed_row_[i] = 0;
+        noise_row(stream, origin, weight_.top, 0);
+        if (height_ % 2 == 0) noise_row(stream, origin + uint64_t(height_ / 2) * orbits, weight_.bottom, 1);
+        put_packed_row(x);
+      }
+      inverse(row_plan_, x, prime_scratch_);
+    }
+  }
+
+  // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(h, w, n, values).
+  template <class Write>
+  void inverse_columns(Write&& write) {
+    for (int j0 = 0; j0 < packed_columns_; j0 += L) {
+      const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
+      const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
+      for (int strip = 0; strip < row_strips_; ++strip) join(strip, j0);
+      inverse(column_plan_, columns_, prime_scratch_);
+      for (int h = 0; h < height_; ++h) {
+        write(h, j0, n, columns_[h].re);
+        if (partners > 0) write(h, j0 + packed_columns_, partners, columns_[h].im);
+      }
+    }
+  }
+
+ private:
+  // Where the column transform leaves row k, and the row that is packed with it by symmetry: -k, or H / 2 for row 0.
+  int row(int k) const { return column_plan_.position[k]; }
+  int partner(int k) const {
+    if (k > 0) return column_plan_.position[height_ - k];
+    return height_ % 2 == 0 ? column_plan_.position[height_ / 2] : height_;
+  }
+
+  // One tile of columns j0 ..: Z = A + i B on the full column -> twice the half spectra A and B, transposed.
+  SAGD_INLINE void separate(int strip, int j0, int n, int partners) {
+    const int k0 = strip * L, rows = packed_rows_ - k0 < L ? packed_rows_ - k0 : L;
+    Point<T>* a = spectrum_ + strip * int64_t(pitch_) + j0;
+    Point<T>* b = a + packed_columns_;
+    const auto tile = [&](auto&& combine, auto&& first_row, auto&& put) {
+      Vec<T> r[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        if (i < rows) {
+          const Point<T> z = columns_[row(k0 + i)], y = columns_[partner(k0 + i)];
+          r[i] = k0 + i == 0 ? first_row(z, y) : combine(z, y);
+        } else {
+          r[i] = Vec<T>{};
+        }
+      }
+      transpose<T>(r);
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) put(j, r[j]);
+    };
+    using P = const Point<T>&;
+    tile([](P z, P y) { return z.re + y.re; }, [](P z, P) { return z.re + z.re; },
+         [&](int j, Vec<T> v) { if (j < n) a[j].re = v; });
+    tile([](P z, P y) { return z.im - y.im; }, [](P, P y) { return y.re + y.re; },
+         [&](int j, Vec<T> v) { if (j < n) a[j].im = v; });
+    tile([](P z, P y) { return z.im + y.im; }, [](P z, P) { return z.im + z.im; },
+         [&](int j, Vec<T> v) { if (j < partners) b[j].re = v; });
+    tile([](P z, P y) { return y.re - z.re; }, [](P, P y) { return y.im + y.im; },
+         [&](int j, Vec<T> v) { if (j < partners) b[j].im = v; });
+  }
+
+  // The way back: A and B of one tile -> Z = A + i B and its mirror row conj(A) + i conj(B).
+  SAGD_INLINE void join(int strip, int j0) {
+    const int k0 = strip * L, rows = packed_rows_ - k0 < L ? packed_rows_ - k0 : L;
+    const Point<T>* a = spectrum_ + strip * int64_t(pitch_) + j0;
+    const Point<T>* b = a + packed_columns_;
+    // lane 0 of the first strip is (row 0, row H / 2): it goes to these two rows as it is
+    Vec<T> packed = {};
+    if (k0 == 0) packed[0] = 1;
+    const auto is_packed = packed != 0;
+    const auto tile = [&](auto&& combine, auto&& first_row, auto&& put) {
+      Vec<T> r[L];
+#pragma GCC unroll 16
+      for (int j = 0; j < L; ++j) r[j] = is_packed ? first_row(a[j], b[j]) : combine(a[j], b[j]);
+      transpose<T>(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        if (i < rows) put(k0 + i, r[i]);
+      }
+    };
+    using P = const Point<T>&;
+    tile([](P a, P b) { return a.re - b.im; }, [](P a, P) { return a.re; },
+         [&](int k, Vec<T> v) { columns_[row(k)].re = v; });
+    tile([](P a, P b) { return a.im + b.re; }, [](P, P b) { return b.re; },
+         [&](int k, Vec<T> v) { columns_[row(k)].im = v; });
+    tile([](P a, P b) { return a.re + b.im; }, [](P a, P) { return a.im; },
+         [&](int k, Vec<T> v) { columns_[partner(k)].re = v; });
+    tile([](P a, P b) { return b.re - a.im; }, [](P, P b) { return b.im; },
+         [&](int k, Vec<T> v) { columns_[partner(k)].im = v; });
+  }
+
+  // Lane 0 of the first strip holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
+  // top(l) = (P(l) + conj P(-l)) / 2 and i bottom(l) = (P(l) - conj P(-l)) / 2. Leaves the weighted P in packed_row_.
+  template <bool measure>
+  double weigh_packed_row(const Point<T>* x) {
+    double power = 0;
+    for (int i = 0; i < width_; ++i) {
+      const Point<T>&here = x[i], &mirror = x[row_plan_.mirror[i]];
+      const T re = here.re[0], im = here.im[0], mirror_re = mirror.re[0], mirror_im = mirror.im[0];
+      const T top_re = (re + mirror_re) / 2, top_im = (im - mirror_im) / 2;
+      const T bottom_re = (re - mirror_re) / 2, bottom_im = (im + mirror_im) / 2;
+      const T top = weight_.top[i], bottom = weight_.bottom[i];
+      packed_row_[2 * i] = top * top_re + bottom * bottom_re;
+      packed_row_[2 * i + 1] = top * top_im + bottom * bottom_im;
+      if constexpr (measure) {
+        power += double(top) * (top_re * top_re + top_im * top_im);
+        power += double(bottom) * (bottom_re * bottom_re + bottom_im * bottom_im);
+      }
+    }
+    return power;
+  }
+
+  void put_packed_row(Point<T>* x) {
+    for (int i = 0; i < width_; ++i) {
+      x[i].re[0] = packed_row_[2 * i];
+      x[i].im[0] = packed_row_[2 * i + 1];
+    }
+  }
+
+  // Adds the weighted noise spectrum of row 0 (or i times that of row H / 2) to packed_row_. F(-l) = conj F(l), and
+  // F is real where l, too, is its own negative.
+  void noise_row(Stream stream, unsigned __int128 origin, const T* weight, bool bottom) {
+    const int orbits = width_ / 2 + 1;
+    for (int l0 = 0; l0 < orbits; l0 += L) {
+      stream.counter = origin + l0;
+      Vec<T> g[4];
+      draw(stream, 1, g);
+      for (int i = 0; i < L && l0 + i < orbits; ++i) {
+        const int here = row_plan_.position[l0 + i], mirror = row_plan_.mirror[here];
+        const bool real = here == mirror;
+        const T re = weight[here] * g[0][i] * (real ? T(1.41421356237309504880) : T(1));
+        const T im = real ? T(0) : weight[here] * g[1][i];
+        add_to_packed_row(here, re, im, bottom);
+        if (!real) add_to_packed_row(mirror, re, -im, bottom);
+      }
+    }
+  }
+
+  void add_to_packed_row(int i, T re, T im, bool times_i) {
+    packed_row_[2 * i] += times_i ? -im : re;
+    packed_row_[2 * i + 1] += times_i ? re : im;
+  }
+
+  int height_, width_, packed_columns_, packed_rows_, row_strips_, pitch_;
+  const Plan<T>&column_plan_, &row_plan_;
+  Point<T>*spectrum_, *columns_, *prime_scratch_;
+  WeightTable<T> weight_;
+  T* packed_row_;
+};
+
+}  // namespace sagd::SAGD_ISA

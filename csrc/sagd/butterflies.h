@@ -1,0 +1,115 @@
+// Discrete Fourier transforms of a few points held in registers, in natural order, on any lane type.
+//
+// Forward: X_k = sum_n x_n exp(-2 pi i k n / R); inverse: the conjugate, not normalised.
+// Cost in additions and multiplications (or fused pairs) per point: 4: 4, 8: 6.5, 16: 10, odd R: about R + 1.
+#pragma once
+
+#include "complex.h"
+
+namespace sagd {
+
+namespace detail {
+
+// cos(2 pi q / n) and sin(2 pi q / n): Taylor's series on an argument reduced to [-pi/4, pi/4].
+struct Angle {
+  double cos, sin;
+};
+
+constexpr Angle angle(int q, int n) {
+  const int quadrant = (8 * q + n) / (2 * n);  // the nearest multiple of a quarter turn, 0 <= q < n
+  const double x = 6.283185307179586476925286766559 * (4 * q - quadrant * n) / (4.0 * n);
+  double c = 0, s = 0, term = 1;
+  for (int k = 0; k < 24; term *= x / ++k) {
+    (k % 2 ? s : c) += k % 4 < 2 ? term : -term;
+  }
+  switch (quadrant % 4) {
+    case 0: return {c, s};
+    case 1: return {-s, c};
+    case 2: return {-c, -s};
+    default: return {s, -c};
+  }
+}
+
+template <int n>
+struct Circle {
+  Angle at[n];
+  constexpr Circle() : at{} {
+    for (int q = 0; q < n; ++q) at[q] = angle(q, n);
+  }
+};
+
+template <int n>
+inline constexpr Circle<n> circle{};
+
+}  // namespace detail
+
+// Odd R, dense: the points n and R - n enter by their sum and difference, so every product is real.
+template <int R, bool inverse, class T, class V>
+struct Butterfly {
+  static_assert(R % 2 == 1);
+  static SAGD_INLINE void run(Complex<V>* x) {
+    constexpr int half = R / 2;
+    Complex<V> sum[half], difference[half], total = x[0];
+#pragma GCC unroll 8
+    for (int n = 0; n < half; ++n) {
+      sum[n] = x[n + 1] + x[R - 1 - n];
+      difference[n] = quarter_turn<inverse>(x[n + 1] - x[R - 1 - n]);
+      total = total + sum[n];
+    }
+#pragma GCC unroll 8
+    for (int k = 1; k <= half; ++k) {
+      Complex<V> even = x[0], odd = difference[0] * T(detail::circle<R>.at[k].sin);
+#pragma GCC unroll 8
+      for (int n = 0; n < half; ++n) {
+        const detail::Angle w = detail::circle<R>.at[k * (n + 1) % R];
+        even = even + sum[n] * T(w.cos);
+        if (n > 0) odd = odd + difference[n] * T(w.sin);
+      }
+      x[k] = even + odd;
+      x[R - k] = even - odd;
+    }
+    x[0] = total;
+  }
+};
+
+template <bool inverse, class T, class V>
+struct Butterfly<2, inverse, T, V> {
+  static SAGD_INLINE void run(Complex<V>* x) {
+    const Complex<V> a = x[0], b = x[1];
+    x[0] = a + b;
+    x[1] = a - b;
+  }
+};
+
+template <bool inverse, class T, class V>
+struct Butterfly<4, inverse, T, V> {
+  static SAGD_INLINE void run(Complex<V>* x) {
+    const Complex<V> a = x[0] + x[2], b = x[0] - x[2], c = x[1] + x[3];
+    const Complex<V> d = quarter_turn<inverse>(x[1] - x[3]);
+    x[0] = a + c;
+    x[1] = b + d;
+    x[2] = a - c;
+    x[3] = b - d;
+  }
+};
+
+template <bool inverse, class T, class V>
+struct Butterfly<8, inverse, T, V> {
+  static SAGD_INLINE void run(Complex<V>* x) {
+    Complex<V> even[4] = {x[0], x[2], x[4], x[6]}, odd[4] = {x[1], x[3], x[5], x[7]};
+    Butterfly<4, inverse, T, V>::run(even);
+    Butterfly<4, inverse, T, V>::run(odd);
+    const T h = T(0.70710678118654752440);
+    const Complex<V> q1 = quarter_turn<inverse>(odd[1]), q3 = quarter_turn<inverse>(odd[3]);
+    odd[1] = (odd[1] + q1) * h;
+    odd[2] = quarter_turn<inverse>(odd[2]);
+    odd[3] = (q3 - odd[3]) * h;
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k) {
+      x[k] = even[k] + odd[k];
+      x[k + 4] = even[k] - odd[k];
+    }
+  }
+};
+
+}  // namespace sagd

@@ -1,0 +1,46 @@
+// Complex arithmetic on any lane type: float or double on a GPU thread, a SIMD vector of either on a CPU.
+#pragma once
+
+#if defined(__CUDACC__)
+#define SAGD_INLINE __host__ __device__ __forceinline__
+#else
+#define SAGD_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace sagd {
+
+template <class V>
+struct Complex {
+  V re, im;
+};
+
+template <class V>
+SAGD_INLINE Complex<V> operator+(Complex<V> a, Complex<V> b) {
+  return {a.re + b.re, a.im + b.im};
+}
+
+template <class V>
+SAGD_INLINE Complex<V> operator-(Complex<V> a, Complex<V> b) {
+  return {a.re - b.re, a.im - b.im};
+}
+
+// a times a factor, real or of the lane type
+template <class V, class T>
+SAGD_INLINE Complex<V> operator*(Complex<V> a, T factor) {
+  return {a.re * factor, a.im * factor};
+}
+
+// i a for the inverse transform, -i a for the forward one
+template <bool inverse, class V>
+SAGD_INLINE Complex<V> quarter_turn(Complex<V> a) {
+  return inverse ? Complex<V>{-a.im, a.re} : Complex<V>{a.im, -a.re};
+}
+
+// a (c + i s), or a (c - i s) for the inverse transform
+template <bool inverse, class V, class T>
+SAGD_INLINE Complex<V> rotate(Complex<V> a, T c, T s) {
+  return inverse ? Complex<V>{a.re * c + a.im * s, a.im * c - a.re * s}
+                 : Complex<V>{a.re * c - a.im * s, a.im * c + a.re * s};
+}
+
+}  // namespace sagd

@@ -1,0 +1,27 @@
+"""Noise with a spectrum for diffusion models: fused operators for spectrally anisotropic Gaussian diffusion.
+
+Operators (also `torch.ops.sagd.*`): `shaped_noise`, `add_noise`, `spectral_filter`, `whitened_mse`.
+Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In place of `torch.randn_like`:
+`ShapedNoise`. What each operator computes, in float64: `sagd_kernels.reference`.
+"""
+
+from . import reference, weights
+from ._build import build_info
+from .modules import ShapedNoise
+from .ops import add_noise, shaped_noise, spectral_filter, whitened_mse
+from .random import fold_in, key, next_key, split
+
+__all__ = [
+    "ShapedNoise",
+    "add_noise",
+    "build_info",
+    "fold_in",
+    "key",
+    "next_key",
+    "reference",
+    "shaped_noise",
+    "spectral_filter",
+    "split",
+    "weights",
+    "whitened_mse",
+]

@@ -1,0 +1,42 @@
+"""The operators as modules."""
+
+import torch
+from torch import Tensor, nn
+
+from .ops import shaped_noise
+from .random import next_key
+
+
+class ShapedNoise(nn.Module):
+    """Noise of a given spectrum where `torch.randn_like(x)` stood: `noise = ShapedNoise(weight)(x)`.
+
+    Args:
+        weight: [..., H, W//2+1], see `sagd_kernels.weights`. Held as a buffer: it moves with `.to(device)` and is
+            saved in the state dict. It keeps its precision when the model is cast to a half type, as the operators
+            compute with float32 weights.
+        generator: where keys are drawn from; the default generator of the device of `x` unless given.
+    """
+
+    weight: Tensor
+
+    def __init__(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        if weight.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"weight: expected float32 or float64, got {weight.dtype}")
+        self.generator = generator
+        self.register_buffer("weight", weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """A draw of the shape, dtype and device of `x`, [..., H, W]; variance 1 where mean w^2 = 1."""
+        weight = self.weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        return shaped_noise(next_key(self.generator, x.device), x.shape, weight, dtype=x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"weight={list(self.weight.shape)}"
+
+    def _apply(self, fn, recurse=True):
+        weight = self.weight
+        super()._apply(fn, recurse)
+        if self.weight.dtype != weight.dtype:
+            self.weight = weight.to(self.weight.device)
+        return self

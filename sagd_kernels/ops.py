@@ -1,0 +1,465 @@
+"""The operators: what they promise, and how torch sees them (shapes, gradients, vmap, autocast).
+
+Schemas and CPU kernels are in csrc/; this file adds everything that is the same on every device. Each operator is
+`torch.ops.sagd.<name>` and, with the documentation below, `sagd_kernels.<name>`. A plane is the last two dimensions
+[H, W] of a tensor; F is the unitary 2-D DFT; T_w = F^-1 diag(w) F.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._build import library_path
+from .backends import composite
+from .reference import align_left
+from .spectral import cross_spectrum, even_part, whitening
+
+torch.ops.load_library(library_path())
+_ops = torch.ops.sagd
+
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+# ---- the operators -------------------------------------------------------------------------------------------------
+
+
+def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    """scale * T_w input, in one pass: covariance, colouring (w), whitening (1/w), score (-1/w^2), by choice of w.
+
+    Args:
+        input: [..., H, W], float32, float64, bfloat16 or float16, any strides. Half types are computed in float32.
+        weight: [..., H, W//2+1] in the layout of `torch.fft.rfft2`, float32 (float64 for float64 input); leading
+            dimensions broadcast against those of `input`. On the columns l = 0 and l = W/2 its even part counts.
+        scale: a floating tensor whose dimensions are the leading ones of `input` ([N], [N, C], [N, 1, 1, 1]).
+
+    Returns:
+        A contiguous tensor of the shape and dtype of `input`. Differentiable in every argument, twice.
+
+    Raises:
+        RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
+    """
+    return _ops.spectral_filter(input, weight, scale)
+
+
+def shaped_noise(
+    key: Tensor,
+    size: Sequence[int],
+    weight: Tensor,
+    scale: Tensor | None = None,
+    *,
+    plane_offset: int = 0,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """scale * T_w xi with xi ~ N(0, I), in one pass: no forward transform, no white noise in memory.
+
+    The noise is a function of the key and of a plane's number alone: the same on every device up to rounding, in any
+    batch, on any number of threads and processes. docs/contract.md defines the stream.
+
+    Args:
+        key: uint64 [2], see `sagd_kernels.key`; or [*B, 2], one key for each index of the leading dimensions B of
+            `size`, whose planes are then numbered for each key from 0.
+        size: [..., H, W], the shape of the result.
+        weight, scale: as in `spectral_filter`. With mean w^2 = 1 over the full plane the noise has variance 1.
+        plane_offset: the number of the first plane: planes p of a batch are planes plane_offset + p of the stream.
+        dtype: of the result; that of `weight` unless given. float64 needs a float64 weight.
+
+    Returns:
+        A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
+    """
+    return _ops.shaped_noise(key, size, weight, scale, plane_offset=plane_offset, dtype=dtype)
+
+
+def add_noise(
+    input: Tensor, key: Tensor, weight: Tensor, signal_scale: Tensor, noise_scale: Tensor, *, plane_offset: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(signal_scale * input + noise_scale * noise, noise) with noise = T_w xi: the forward process, in one pass.
+
+    With signal_scale = sqrt(abar_t) and noise_scale = sqrt(1 - abar_t) this draws x_t ~ q(x_t | x_0) and the target
+    of epsilon prediction. Arguments as in `spectral_filter` and `shaped_noise`; both scales broadcast from the left.
+    Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
+    """
+    return _ops.add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
+
+
+def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Mean over planes, and over the full-plane bins with w > 0, of |F(input - target)|^2 / w^2.
+
+    The exact evidence bound's loss for noise of weight w; for w = 1 it is `torch.nn.functional.mse_loss`. Bins with
+    w = 0 do not count, and a plane without any other counts as 0. One pass gives the loss and its gradient.
+
+    Args:
+        input, target: [..., H, W] of one shape; of two dtypes the wider counts.
+        weight: as in `spectral_filter`.
+
+    Returns:
+        A scalar: float32, or float64 for float64 input. Differentiable in every argument, twice.
+    """
+    return _ops.whitened_mse(input, target, weight)
+
+
+# ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------
+
+
+def _check(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def _check_size(name: str, size: Sequence[int]) -> None:
+    _check(len(size) >= 2, f"{name}: expected at least 2 dimensions [..., H, W], got {list(size)}")
+    for n in size:
+        _check(n >= 0, f"{name}: expected no negative size, got {list(size)}")
+    _check(size[-2] > 0 and size[-1] > 0, f"{name}: expected planes of at least 1 x 1, got {list(size)}")
+
+
+def _check_floating(name: str, dtype: torch.dtype) -> None:
+    _check(dtype in _FLOATING, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
+
+
+def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+    _check(
+        tensor.device == device,
+        f"{name}: expected a tensor on {device}, the device of the other arguments, got {tensor.device}",
+    )
+
+
+def _check_weight(weight: Tensor, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
+    _check_device("weight", weight, device)
+    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    _check(weight.dtype == expected, f"weight: expected {expected}, got {weight.dtype}")
+    batch, height, columns = list(size[:-2]), size[-2], size[-1] // 2 + 1
+    fits = 2 <= weight.ndim <= len(size) and weight.shape[-2] == height and weight.shape[-1] == columns
+    if fits and weight.ndim > 2:
+        fits = all(g == 1 or g == n for g, n in zip(weight.shape[:-2], batch[2 - weight.ndim :], strict=True))
+    _check(
+        fits,
+        f"weight: expected [..., {height}, {columns}] with leading dimensions that broadcast against the batch "
+        f"{batch}, got {list(weight.shape)}",
+    )
+
+
+def _check_scale(name: str, scale: Tensor, size: Sequence[int], device: torch.device) -> None:
+    _check_device(name, scale, device)
+    _check_floating(name, scale.dtype)
+    batch = list(size[:-2])
+    fits = scale.ndim <= len(size)
+    fits = fits and all(g == 1 or g == n for g, n in zip(scale.shape, [*batch, 1, 1], strict=False))
+    _check(
+        fits,
+        f"{name}: expected dimensions that broadcast from the left against the batch {batch}, got {list(scale.shape)}",
+    )
+
+
+def _check_key(key: Tensor, size: Sequence[int], plane_offset: int, device: torch.device) -> None:
+    _check_device("key", key, device)
+    _check(
+        key.dtype == torch.uint64 and key.ndim > 0 and key.shape[-1] == 2,
+        f"key: expected a uint64 tensor [..., 2], got {key.dtype} {list(key.shape)}",
+    )
+    lead = list(key.shape[:-1])
+    _check(
+        len(lead) <= len(size) - 2 and all(g == n for g, n in zip(lead, size, strict=False)),
+        f"key: expected [2] or one key for each index of the first batch dimensions, of size {list(size)}, "
+        f"got {list(key.shape)}",
+    )
+    _check(plane_offset >= 0, f"plane_offset: expected at least 0, got {plane_offset}")
+
+
+def _check_spectral_filter(input, weight, scale=None) -> None:
+    _check_size("input", input.shape)
+    _check_floating("input", input.dtype)
+    _check_weight(weight, input.shape, input.dtype, input.device)
+    if scale is not None:
+        _check_scale("scale", scale, input.shape, input.device)
+
+
+def _check_shaped_noise(key, size, weight, scale=None, *, plane_offset=0, dtype=None) -> None:
+    _check_size("size", size)
+    dtype = dtype or weight.dtype
+    _check_floating("dtype", dtype)
+    _check_weight(weight, size, dtype, weight.device)
+    _check_key(key, size, plane_offset, weight.device)
+    if scale is not None:
+        _check_scale("scale", scale, size, weight.device)
+
+
+def _check_add_noise(input, key, weight, signal_scale, noise_scale, *, plane_offset=0) -> None:
+    _check_spectral_filter(input, weight)
+    _check_key(key, input.shape, plane_offset, input.device)
+    _check_scale("signal_scale", signal_scale, input.shape, input.device)
+    _check_scale("noise_scale", noise_scale, input.shape, input.device)
+
+
+def _check_whitened_mse(input, target, weight, with_residual) -> None:
+    _check_size("input", input.shape)
+    _check_device("target", target, input.device)
+    shape = list(input.shape)
+    _check(target.shape == input.shape, f"target: expected the shape of input {shape}, got {list(target.shape)}")
+    _check(target.dtype == input.dtype, f"target: expected the dtype of input {input.dtype}, got {target.dtype}")
+    _check_spectral_filter(input, weight)
+
+
+# ---- shapes, and devices without kernels ---------------------------------------------------------------------------
+
+
+def _fake_spectral_filter(input, weight, scale=None):
+    return input.new_empty(input.shape)
+
+
+def _fake_shaped_noise(key, size, weight, scale=None, *, plane_offset=0, dtype=None):
+    return weight.new_empty(size, dtype=dtype or weight.dtype)
+
+
+def _fake_add_noise(input, key, weight, signal_scale, noise_scale, *, plane_offset=0):
+    return input.new_empty(input.shape), input.new_empty(input.shape)
+
+
+def _fake_whitened_mse(input, target, weight, with_residual):
+    return weight.new_empty(()), input.new_empty(input.shape if with_residual else 0)
+
+
+def _checked(check, function):
+    def run(*args, **kwargs):
+        check(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return run
+
+
+_library = torch.library.Library("sagd", "IMPL")
+for _name, _check_arguments, _fake, _composite in [
+    ("spectral_filter", _check_spectral_filter, _fake_spectral_filter, composite.spectral_filter),
+    ("shaped_noise", _check_shaped_noise, _fake_shaped_noise, composite.shaped_noise),
+    ("add_noise", _check_add_noise, _fake_add_noise, composite.add_noise),
+    ("_whitened_mse", _check_whitened_mse, _fake_whitened_mse, composite.whitened_mse),
+]:
+    torch.library.register_fake(f"sagd::{_name}", _checked(_check_arguments, _fake), lib=_library)
+    _library.impl(_name, _checked(_check_arguments, _composite), "CompositeExplicitAutograd")
+
+
+def _whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    dtype = torch.promote_types(input.dtype, target.dtype)
+    with_residual = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
+    return _ops._whitened_mse(input.to(dtype), target.to(dtype), weight, with_residual)[0]
+
+
+_library.impl("whitened_mse", _whitened_mse, "CompositeImplicitAutograd")
+
+
+# ---- gradients -----------------------------------------------------------------------------------------------------
+# T_w is its own adjoint, so the gradient of a filter is the same filter. Every formula below consists of
+# differentiable operators, so second derivatives follow.
+
+
+def _padded(values: Sequence, length: int) -> list:
+    """The dispatcher drops trailing arguments that have their default value; None and False stand for them alike."""
+    return [*values, *[None] * (length - len(values))]
+
+
+def _scale_gradient(product: Tensor, scale: Tensor) -> Tensor:
+    """The sum of a product of planes over everything that one entry of the scale multiplied."""
+    padded = scale.shape + (1,) * (product.ndim - scale.ndim)
+    return product.sum_to_size(padded).reshape(scale.shape).to(scale.dtype)
+
+
+def _times(planes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
+    planes = planes.to(dtype)
+    return planes if scale is None else planes * align_left(scale, planes.ndim).to(dtype)
+
+
+def _spectral_filter_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _spectral_filter_backward(ctx, grad):
+    input, weight, scale = ctx.saved_tensors
+    needs_input, needs_weight, needs_scale = _padded(ctx.needs_input_grad, 3)
+    dtype = weight.dtype
+    grad_input = grad_weight = grad_scale = None
+    if needs_input:
+        grad_input = _ops.spectral_filter(grad, weight, scale)
+    if needs_weight:
+        grad_weight = cross_spectrum(input, _times(grad, scale, dtype), weight)
+    if needs_scale:
+        grad_scale = _scale_gradient(grad.to(dtype) * _ops.spectral_filter(input.to(dtype), weight), scale)
+    return grad_input, grad_weight, grad_scale
+
+
+def _shaped_noise_context(ctx, inputs, keyword_only_inputs, output):
+    key, size, weight, scale = inputs
+    ctx.save_for_backward(key, weight, scale)
+    ctx.size, ctx.plane_offset = size, keyword_only_inputs["plane_offset"]
+
+
+def _white_noise(key, size, weight, plane_offset):
+    ones = torch.ones(weight.shape[-2:], dtype=weight.dtype, device=weight.device)
+    return _ops.shaped_noise(key, size, ones, plane_offset=plane_offset)
+
+
+def _shaped_noise_backward(ctx, grad):
+    key, weight, scale = ctx.saved_tensors
+    _, _, needs_weight, needs_scale = _padded(ctx.needs_input_grad, 4)
+    dtype = weight.dtype
+    grad_weight = grad_scale = None
+    if needs_weight:
+        white = _white_noise(key, ctx.size, weight, ctx.plane_offset)
+        grad_weight = cross_spectrum(white, _times(grad, scale, dtype), weight)
+    if needs_scale:
+        noise = _ops.shaped_noise(key, ctx.size, weight, plane_offset=ctx.plane_offset)
+        grad_scale = _scale_gradient(grad.to(dtype) * noise, scale)
+    return None, None, grad_weight, grad_scale
+
+
+def _add_noise_context(ctx, inputs, keyword_only_inputs, output):
+    ctx.save_for_backward(*inputs)
+    ctx.plane_offset = keyword_only_inputs["plane_offset"]
+
+
+def _add_noise_backward(ctx, grad_noisy, grad_noise):
+    input, key, weight, signal_scale, noise_scale = ctx.saved_tensors
+    needs_input, _, needs_weight, needs_signal_scale, needs_noise_scale = ctx.needs_input_grad
+    dtype = weight.dtype
+    grad_input = grad_weight = grad_signal_scale = grad_noise_scale = None
+    if needs_input:
+        grad_input = _times(grad_noisy, signal_scale, dtype).to(input.dtype)
+    if needs_weight:
+        white = _white_noise(key, input.shape, weight, ctx.plane_offset)
+        grad_weight = cross_spectrum(white, _times(grad_noisy, noise_scale, dtype) + grad_noise.to(dtype), weight)
+    if needs_signal_scale:
+        grad_signal_scale = _scale_gradient(grad_noisy.to(dtype) * input.to(dtype), signal_scale)
+    if needs_noise_scale:
+        noise = _ops.shaped_noise(key, input.shape, weight, plane_offset=ctx.plane_offset)
+        grad_noise_scale = _scale_gradient(grad_noisy.to(dtype) * noise, noise_scale)
+    return grad_input, None, grad_weight, grad_signal_scale, grad_noise_scale
+
+
+def _whitened_mse_context(ctx, inputs, output):
+    input, target, weight, ctx.with_residual = inputs
+    ctx.save_for_backward(input, target, weight, output[1])
+
+
+def _whitened_mse_backward(ctx, grad_loss, grad_whitened):
+    # loss = <r, T_u r> / numel and whitened = T_u r, with r = input - target and u = whitening(w)
+    input, target, weight, whitened = ctx.saved_tensors
+    needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
+    width, per_value = input.shape[-1], grad_loss / max(input.numel(), 1)
+    grad_residual = grad_weight = None
+    if needs_input or needs_target:
+        _check(ctx.with_residual, "with_residual: expected True where input or target requires a gradient, got False")
+        grad_residual = whitened * (2 * per_value)
+        grad_residual = grad_residual + _ops.spectral_filter(grad_whitened, whitening(weight, width))
+    if needs_weight:
+        residual = input.to(weight.dtype) - target.to(weight.dtype)
+        even = even_part(weight, width)
+        slope = torch.where(even > 0, -2 * whitening(weight, width) / torch.where(even > 0, even, 1), 0)
+        adjoint = residual * per_value
+        if ctx.with_residual:
+            adjoint = adjoint + grad_whitened.to(weight.dtype)
+        batch_slope = slope.expand(*input.shape[:-2], *slope.shape[-2:])
+        grad_weight = (cross_spectrum(residual, adjoint, batch_slope) * batch_slope).sum_to_size(weight.shape)
+    return (
+        grad_residual if needs_input else None,
+        -grad_residual if needs_target else None,
+        grad_weight,
+        None,
+    )
+
+
+for _name, _backward, _context in [
+    ("spectral_filter", _spectral_filter_backward, _spectral_filter_context),
+    ("shaped_noise", _shaped_noise_backward, _shaped_noise_context),
+    ("add_noise", _add_noise_backward, _add_noise_context),
+    ("_whitened_mse", _whitened_mse_backward, _whitened_mse_context),
+]:
+    torch.library.register_autograd(f"sagd::{_name}", _backward, setup_context=_context, lib=_library)
+
+
+# ---- vmap: the new dimension becomes the first batch dimension -----------------------------------------------------
+
+
+def _to_front(tensor: Tensor, dim: int | None, size: int) -> Tensor:
+    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+
+
+def _weight_to_front(weight: Tensor, dim: int | None, ndim: int) -> Tensor:
+    """A weight broadcasts from the right: dimensions that it lacks of the `ndim` inner ones come after the new one."""
+    if dim is None:
+        return weight
+    weight = weight.movedim(dim, 0)
+    return weight.reshape(weight.shape[0], *[1] * (ndim - weight.ndim + 1), *weight.shape[1:])
+
+
+def _scale_to_front(scale: Tensor | None, dim: int | None) -> Tensor | None:
+    """A scale broadcasts from the left."""
+    if scale is None:
+        return None
+    return scale.unsqueeze(0) if dim is None else scale.movedim(dim, 0)
+
+
+def _vmap_spectral_filter(info, in_dims, input, weight, scale=None):
+    input_dim, weight_dim, scale_dim = _padded(in_dims, 3)
+    input = _to_front(input, input_dim, info.batch_size)
+    weight = _weight_to_front(weight, weight_dim, input.ndim - 1)
+    return _ops.spectral_filter(input, weight, _scale_to_front(scale, scale_dim)), 0
+
+
+def _vmap_shaped_noise(info, in_dims, key, size, weight, scale=None, *, plane_offset=0, dtype=None):
+    key_dim, _, weight_dim, scale_dim = _padded(in_dims, 4)
+    key = _to_front(key, key_dim, info.batch_size)
+    weight = _weight_to_front(weight, weight_dim, len(size))
+    scale = _scale_to_front(scale, scale_dim)
+    size = [info.batch_size, *size]
+    return _ops.shaped_noise(key, size, weight, scale, plane_offset=plane_offset, dtype=dtype), 0
+
+
+def _vmap_add_noise(info, in_dims, input, key, weight, signal_scale, noise_scale, *, plane_offset=0):
+    input_dim, key_dim, weight_dim, signal_dim, noise_dim = in_dims
+    input = _to_front(input, input_dim, info.batch_size)
+    key = _to_front(key, key_dim, info.batch_size)
+    weight = _weight_to_front(weight, weight_dim, input.ndim - 1)
+    scales = _scale_to_front(signal_scale, signal_dim), _scale_to_front(noise_scale, noise_dim)
+    return _ops.add_noise(input, key, weight, *scales, plane_offset=plane_offset), (0, 0)
+
+
+def _vmap_whitened_mse(info, in_dims, input, target, weight, with_residual):
+    input_dim, target_dim, weight_dim, _ = in_dims
+    input = _to_front(input, input_dim, info.batch_size)
+    residual = input - _to_front(target, target_dim, info.batch_size)
+    weight = _weight_to_front(weight, weight_dim, input.ndim - 1)
+    whitened = _ops.spectral_filter(residual, whitening(weight, input.shape[-1]))
+    loss = (residual.to(weight.dtype) * whitened.to(weight.dtype)).flatten(1).mean(1)
+    return (loss, whitened if with_residual else input.new_empty(info.batch_size, 0)), (0, 0)
+
+
+for _name, _vmap in [
+    ("spectral_filter", _vmap_spectral_filter),
+    ("shaped_noise", _vmap_shaped_noise),
+    ("add_noise", _vmap_add_noise),
+    ("_whitened_mse", _vmap_whitened_mse),
+]:
+    torch.library.register_vmap(f"sagd::{_name}", _vmap, lib=_library)
+
+
+# ---- autocast ------------------------------------------------------------------------------------------------------
+# The operators keep the dtype of their input and compute in float32 whatever it is, so autocast has nothing to cast
+# but a weight that some matrix product produced in half precision.
+
+
+def _autocast(name: str, device: str):
+    operator = getattr(_ops, name).default
+    argument = [a.name for a in operator._schema.arguments].index("weight")
+    key = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device}"))
+
+    def run(*args, **kwargs):
+        with torch._C._ExcludeDispatchKeyGuard(key):
+            if args[argument].dtype in (torch.bfloat16, torch.float16):
+                args = (*args[:argument], args[argument].float(), *args[argument + 1 :])
+            return operator(*args, **kwargs)
+
+    return run
+
+
+for _name in ("spectral_filter", "shaped_noise", "add_noise", "_whitened_mse"):
+    for _device in ("CPU", "CUDA"):
+        _library.impl(_name, _autocast(_name, _device), f"Autocast{_device}")

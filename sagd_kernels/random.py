@@ -1,0 +1,81 @@
+"""Random keys: explicit, splittable state for the operators, in the format of `torch.func._random`.
+
+A key is a uint64 tensor [2] = (seed, offset) of the Philox4x32-10 generator (Salmon et al., "Parallel random
+numbers: as easy as 1, 2, 3", SC 2011): the seed is Philox's key, the offset the number of the first 128-bit block.
+A batch of keys is [..., 2]. The same key gives the same noise on every device, in every batch split and world size.
+"""
+
+import torch
+from torch import Tensor
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+def key(seed: int, device: torch.device | str | None = None) -> Tensor:
+    """The key of an integer seed (taken modulo 2^64), offset 0: uint64 [2] on `device`."""
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
+    return torch.tensor([seed % 2**64, 0], dtype=torch.uint64, device=device)
+
+
+def next_key(generator: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
+    """A fresh key drawn from `generator`, or from the default generator of `device`, so `torch.manual_seed` governs it.
+
+    Seed and offset are both random, 128 bits in all. The draw happens on the generator's device and never
+    synchronises, so it can be captured in a CUDA graph.
+    """
+    source = generator.device if generator is not None else device
+    drawn = torch.empty(2, dtype=torch.int64, device=source).random_(-(2**63), None, generator=generator)
+    return drawn.view(torch.uint64).to(device if device is not None else drawn.device)
+
+
+def split(key: Tensor, num: int = 2) -> Tensor:
+    """`num` independent keys from each key: uint64 [num, *key.shape]."""
+    if num < 1:
+        raise ValueError(f"num: expected a positive number of keys, got {num}")
+    return fold_in(key, torch.arange(num, device=key.device).view(-1, *[1] * (_checked(key).ndim - 1)))
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """The key derived from `key` and an integer (a step, a rank, a sample index), equal to `split(key, data + 1)[data]`.
+
+    `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
+    """
+    _checked(key)
+    data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+    words = philox(key, data)
+    halves = words[..., 0::2] | words[..., 1::2] << 32
+    return halves.view(torch.uint64)
+
+
+def philox(key: Tensor, counter: Tensor) -> Tensor:
+    """The Philox4x32-10 blocks number key.offset + counter of the stream key.seed.
+
+    `key` is uint64 [..., 2], `counter` int64 that broadcasts against [...]; the sum is 128 bits wide, carries kept.
+    Returns the four words of each block as int64 [..., 4] in 0 .. 2^32 - 1.
+    """
+    seed, offset = key.view(torch.int64).unbind(-1)
+    low = (offset & _MASK) + (counter & _MASK)
+    middle = (offset >> 32 & _MASK) + (counter >> 32 & _MASK) + (low >> 32)
+    c0, c1, c2 = low & _MASK, middle & _MASK, middle >> 32
+    c3 = torch.zeros_like(c0)
+    k0, k1 = seed & _MASK, seed >> 32 & _MASK
+    for _ in range(10):
+        # int64 products wrap, but their 64 bits are those of the unsigned product
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            (second >> 32 & _MASK) ^ c1 ^ k0,
+            second & _MASK,
+            (first >> 32 & _MASK) ^ c3 ^ k1,
+            first & _MASK,
+        )
+        k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
+    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3), dim=-1)
+
+
+def _checked(key: Tensor) -> Tensor:
+    if key.dtype != torch.uint64 or key.ndim < 1 or key.shape[-1] != 2:
+        raise ValueError(f"key: expected a uint64 tensor [..., 2], got {key.dtype} {list(key.shape)}")
+    return key

@@ -1,0 +1,46 @@
+"""The algebra of half-plane weights: [..., H, W//2+1] tensors in the layout of `torch.fft.rfft2`.
+
+A real plane's spectrum is known from the columns 0 <= l <= W/2: the column l stands for -l, too, except l = 0 and
+l = W/2, which are their own negatives and hold both k and -k. Everything here is differentiable.
+"""
+
+import torch
+from torch import Tensor
+
+
+def multiplicity(width: int, *, like: Tensor) -> Tensor:
+    """How many full-plane bins each half-plane column stands for, [W//2+1]: 1 where it is its own negative, else 2."""
+    columns = torch.arange(width // 2 + 1, device=like.device)
+    return torch.where(2 * columns % width == 0, 1, 2).to(like.dtype)
+
+
+def even_part(weight: Tensor, width: int) -> Tensor:
+    """The weight that an operator really applies: (w(k) + w(-k)) / 2 on the columns that are their own negatives."""
+    mirrored = weight.flip(-2).roll(1, -2)
+    return torch.where(multiplicity(width, like=weight) == 1, (weight + mirrored) / 2, weight)
+
+
+def mean_square(weight: Tensor, width: int) -> Tensor:
+    """Mean of w^2 over the full plane's bins, [...]: the variance of noise of this weight."""
+    total = (even_part(weight, width).square() * multiplicity(width, like=weight)).sum((-2, -1))
+    return total / (weight.shape[-2] * width)
+
+
+def whitening(weight: Tensor, width: int) -> Tensor:
+    """1 / w^2 where w > 0 and 0 elsewhere, times the full plane's bins over those with w > 0.
+
+    The mean over a plane of r . T_whitening r is the mean over the kept bins of |F r|^2 / w^2.
+    """
+    weight = even_part(weight, width)
+    kept = weight > 0
+    count = (kept * multiplicity(width, like=weight)).sum((-2, -1), keepdim=True).clamp(min=1)
+    inverse = torch.where(kept, 1 / torch.where(kept, weight, 1), 0)
+    return weight.shape[-2] * width / count * inverse.square()
+
+
+def cross_spectrum(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of <b, T_w a> in the half-plane weight w: summed to the weight's shape and dtype."""
+    height, width = a.shape[-2:]
+    spectra = torch.fft.rfft2(a.to(weight.dtype)), torch.fft.rfft2(b.to(weight.dtype))
+    product = (spectra[0].conj() * spectra[1]).real * multiplicity(width, like=weight)
+    return (product / (height * width)).sum_to_size(weight.shape)

@@ -1,0 +1,61 @@
+"""What the tests share: the tolerance rule, the sizes, and arguments for every operator."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+import sagd_kernels as sagd
+
+# Planes [H, W]: trivial, tiny, odd, prime (dense, Rader's and Bluestein's transforms), non-square, mixed radices.
+SIZES = [
+    (1, 1), (1, 7), (7, 1), (2, 2), (1, 2), (3, 5), (8, 8), (16, 16), (27, 31), (28, 28), (32, 32), (48, 80),
+    (37, 53), (61, 67), (64, 64), (96, 96), (100, 100), (107, 97), (128, 128), (131, 34), (160, 24), (224, 224),
+    (240, 36), (256, 256),
+]  # fmt: skip
+LARGE_SIZES = [(384, 384), (512, 512), (1024, 1024), (479, 263)]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """||actual - expected|| / ||expected||; infinite where anything is not finite."""
+    actual, expected = actual.detach().double().cpu(), expected.detach().double().cpu()
+    assert actual.shape == expected.shape, f"shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    if not torch.isfinite(actual).all():
+        return math.inf
+    return ((actual - expected).norm() / expected.norm().clamp(min=1e-300)).item()
+
+
+def assert_close(actual: Tensor, expected: Tensor, composite: Tensor) -> None:
+    """The tolerance rule: at most twice the error of the composite of torch.fft at the same dtype.
+
+    `expected` is the float64 reference. A rounding of the result's dtype is always allowed. The comparison first
+    proves that it can fail: a zeroed result must not pass.
+    """
+    rounding = torch.finfo(composite.dtype).eps
+    limit = 2 * max(relative_error(composite, expected), rounding)
+    assert relative_error(torch.zeros_like(expected), expected) > limit, "the comparison would accept zeros"
+    error = relative_error(actual, expected)
+    assert error <= limit, f"relative error {error:.2e}, limit {limit:.2e}"
+
+
+def random_weight(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    """A positive half-plane weight [..., H, W//2+1] from (..., H, W), not symmetric in any way."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (*shape[:-1], shape[-1] // 2 + 1)
+    return torch.rand(size, generator=generator, dtype=torch.float64).add(0.25).to(dtype)
+
+
+def weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@pytest.fixture
+def key() -> Tensor:
+    return sagd.fold_in(sagd.key(2025), 7)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
