@@ -20,13 +20,13 @@ void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
 template <int R, bool inverse, bool twiddled, class T>
 SAGD_INLINE void butterfly(Point<T>* x, int span, const T* w) {
   Point<T> v[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
     v[m] = x[m * span];
     if (inverse && twiddled && m > 0) v[m] = rotate<true>(v[m], w[2 * m - 2], w[2 * m - 1]);
   }
   Butterfly<R, inverse, T, Vec<T>>::run(v);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
     if (!inverse && twiddled && m > 0) v[m] = rotate<false>(v[m], w[2 * m - 2], w[2 * m - 1]);
     x[m * span] = v[m];
@@ -117,17 +117,26 @@ void prime_stage(const Stage<T>& stage, Point<T>* x, Point<T>* scratch) {
   }
 }
 
+// Calls f.operator()<R>() with the stage's radix as a constant.
+template <class F>
+SAGD_INLINE void with_radix(int radix, F&& f) {
+  switch (radix) {
+    case 2: return f.template operator()<2>();
+    case 3: return f.template operator()<3>();
+    case 4: return f.template operator()<4>();
+    case 5: return f.template operator()<5>();
+    case 6: return f.template operator()<6>();
+    case 7: return f.template operator()<7>();
+    case 8: return f.template operator()<8>();
+    case 10: return f.template operator()<10>();
+    default: return f.template operator()<12>();
+  }
+}
+
 template <bool inverse_, class T>
 void run_stage(const Stage<T>& stage, Point<T>* x, Point<T>* scratch) {
   if (stage.prime) return prime_stage<inverse_>(stage, x, scratch);
-  switch (stage.radix) {
-    case 2: return butterfly_stage<2, inverse_>(stage, x);
-    case 3: return butterfly_stage<3, inverse_>(stage, x);
-    case 4: return butterfly_stage<4, inverse_>(stage, x);
-    case 5: return butterfly_stage<5, inverse_>(stage, x);
-    case 7: return butterfly_stage<7, inverse_>(stage, x);
-    default: return butterfly_stage<8, inverse_>(stage, x);
-  }
+  with_radix(stage.radix, [&]<int R>() { butterfly_stage<R, inverse_>(stage, x); });
 }
 
 template <class T>
@@ -146,13 +155,13 @@ template <int R, class T, class Pointwise>
 void fused_stage(const Stage<T>& stage, Point<T>* x, Pointwise&& pointwise) {
   for (int at = 0; at < stage.blocks * R; at += R) {
     Point<T> v[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < R; ++m) v[m] = x[at + m];
     Butterfly<R, false, T, Vec<T>>::run(v);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < R; ++m) v[m] = pointwise(at + m, v[m]);
     Butterfly<R, true, T, Vec<T>>::run(v);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int m = 0; m < R; ++m) x[at + m] = v[m];
   }
 }
@@ -168,14 +177,7 @@ void convolve(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& p
   }
   for (int s = 0; s < last; ++s) run_stage<false>(plan.stage[s], x, scratch);
   const Stage<T>& stage = plan.stage[last];
-  switch (stage.radix) {
-    case 2: fused_stage<2>(stage, x, pointwise); break;
-    case 3: fused_stage<3>(stage, x, pointwise); break;
-    case 4: fused_stage<4>(stage, x, pointwise); break;
-    case 5: fused_stage<5>(stage, x, pointwise); break;
-    case 7: fused_stage<7>(stage, x, pointwise); break;
-    default: fused_stage<8>(stage, x, pointwise);
-  }
+  with_radix(stage.radix, [&]<int R>() { fused_stage<R>(stage, x, pointwise); });
   for (int s = last - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
 }
 

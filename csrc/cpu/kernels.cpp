@@ -73,7 +73,7 @@ Stream stream(const Job& job, int64_t plane) {
   const uint64_t* key = job.keys + 2 * (plane / job.planes_per_key);
   const uint64_t number = job.plane_offset + uint64_t(plane % job.planes_per_key);
   const uint64_t orbits = uint64_t(job.height / 2 + 1) * uint64_t(job.width / 2 + 1);
-  return {key[0], key[1] + static_cast<unsigned __int128>(number) * orbits};
+  return {PhiloxKeys<uint64_t>(key[0]), key[1] + static_cast<unsigned __int128>(number) * orbits};
 }
 
 // Forward, times the weight, inverse: 2 transforms a plane. The transforms multiply by height width, the forward one

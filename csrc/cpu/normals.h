@@ -23,11 +23,12 @@ SAGD_INLINE void mul_wide(Words a, uint32_t m, Words& high, Words& low) {
   high = low >> 32;
 }
 
-// The Philox blocks number counter + i * step of a stream, for the lanes i = first, first + stride, ...
+// A position in the stream of a seed. The keys are kept in 64 bits each, as the lanes that they are broadcast to.
 struct Stream {
-  uint64_t seed;
+  PhiloxKeys<uint64_t> keys;
   unsigned __int128 counter;
 
+  // The blocks number counter + i * step for the lanes i = first, first + stride, ...
   SAGD_INLINE void blocks(int first, int stride, uint64_t step, Words c[4]) const {
     Words index;
     for (int i = 0; i < lanes<uint64_t>; ++i) index[i] = uint64_t(first + i * stride) * step;
@@ -39,22 +40,23 @@ struct Stream {
     c[1] = sum >> 32;
     c[2] = carried;
     c[3] = carried >> 32;
-    philox(c, uint32_t(seed), uint32_t(seed >> 32), mul_wide);
+    philox(c, keys, mul_wide);
   }
 };
 
-// cos and sin of 2 pi r / 2^32: the nearest quarter turn is split off exactly, in integers, and a polynomial in the
-// rest t, |t| <= 1/8 turn, has a relative error below 4e-9 (fitted by Lawson's iteration).
-SAGD_INLINE void cos_sin_turn(Vec<uint32_t> r, Vec<float>& c, Vec<float>& s) {
-  const Vec<uint32_t> quadrant = (r + 0x20000000u) >> 30;
-  const Vec<float> t = __builtin_convertvector((Vec<int32_t>)(r - (quadrant << 30)), Vec<float>) * 0x1p-32f;
+// length (cos, sin) of 2 pi r / 2^32. The nearest half turn, a sign, is split off exactly, in integers; the
+// polynomials in the rest, t half turns with |t| <= 1/2, have errors below 7e-9 (fitted by Lawson's iteration).
+SAGD_INLINE void polar(Vec<float> length, Vec<uint32_t> r, Vec<float>& x, Vec<float>& y) {
+  const Vec<float> t = __builtin_convertvector((Vec<int32_t>)(r << 1), Vec<float>) * 0x1p-32f;
   const Vec<float> z = t * t;
-  const Vec<float> sine = t * (6.2831852879f + z * (-41.3416626331f + z * (81.5925535407f + z * -75.4020679073f)));
-  const Vec<float> cosine = 1.0f + z * (-19.7392086937f + z * (64.9393264716f + z * (-85.4437417241f + z * 59.245964038f)));
-  const Vec<uint32_t> odd = -(quadrant & 1);
-  const Vec<uint32_t> x = (Vec<uint32_t>)cosine, y = (Vec<uint32_t>)sine;
-  c = (Vec<float>)(((odd & y) | (~odd & x)) ^ ((quadrant + 1) & 2) << 30);
-  s = (Vec<float>)(((odd & x) | (~odd & y)) ^ (quadrant & 2) << 30);
+  const Vec<float> sine =
+      3.14159264018f + z * (-5.16771009033f + z * (2.55007765973f + z * (-0.598292159484f + z * 0.0776594082555f)));
+  const Vec<float> cosine =
+      1.0f + z * (-4.93480213723f + z * (4.05870916434f + z * (-1.33521205668f + z * (0.234937558985f +
+      z * -0.024396716651f))));
+  length = (Vec<float>)((Vec<uint32_t>)length ^ ((r + 0x40000000u) & 0x80000000u));
+  x = length * cosine;
+  y = length * (t * sine);
 }
 
 // sqrt(-2 ln u), u = (r + 1/2) / 2^32. ln u = ln(1 + f) + e ln 2 with 1 + f in [sqrt(1/2), sqrt(2)); the polynomial's
@@ -84,11 +86,7 @@ SAGD_INLINE void draw(const Stream& stream, uint64_t step, Vec<float> g[4]) {
   for (int w = 0; w < 4; ++w) r[w] = (Vec<uint32_t>)((even[w] & 0xffffffffu) | odd[w] << 32);
 #pragma GCC unroll 2
   for (int pair = 0; pair < 4; pair += 2) {
-    const Vec<float> length = radius(r[pair]);
-    Vec<float> c, s;
-    cos_sin_turn(r[pair + 1], c, s);
-    g[pair] = length * c;
-    g[pair + 1] = length * s;
+    polar(radius(r[pair]), r[pair + 1], g[pair], g[pair + 1]);
   }
 }
 

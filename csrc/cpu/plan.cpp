@@ -14,33 +14,61 @@ namespace {
 
 using Complex = std::complex<double>;
 
-// Operations per point of a stage: butterfly, twiddle product, loads and stores.
+struct Radix {
+  int radix;
+  double operations;  // per point, of the butterfly
+};
+
+// The butterflies of sagd/butterflies.h, largest first.
+constexpr Radix butterflies[] = {{12, 8}, {10, 8}, {8, 6.75}, {7, 8}, {6, 6}, {5, 6}, {4, 4}, {3, 4}, {2, 2}};
+
+// A stage also multiplies by twiddle factors, loads and stores: worth about this many operations per point.
+constexpr double pass_cost = 10;
+
 double butterfly_cost(int radix) {
-  switch (radix) {
-    case 2: return 2 + 8;
-    case 4: return 4 + 8;
-    case 8: return 6.5 + 8;
-    default: return radix + 1 + 8;
+  for (const Radix& b : butterflies) {
+    if (b.radix == radix) return b.operations + pass_cost;
   }
+  return 0;
 }
 
-bool has_butterfly(int radix) { return radix <= 5 || radix == 7 || radix == 8; }
+bool has_butterfly(int radix) { return butterfly_cost(radix) > 0; }
 
-// Radices in the order of the forward stages: primes without a butterfly first, so that the last stage, which the
-// filter fuses with its inverse, is one held in registers.
+struct Factors {
+  double cost = 0;  // per point
+  std::vector<int> radices;
+};
+
+// The cheapest product of butterflies that makes n = 2^a 3^b 5^c 7^d; radices descend.
+Factors cheapest(int n, int largest = butterflies[0].radix) {
+  if (n == 1) return {};
+  Factors best{std::numeric_limits<double>::infinity(), {}};
+  for (const Radix& b : butterflies) {
+    if (b.radix > largest || n % b.radix) continue;
+    Factors rest = cheapest(n / b.radix, b.radix);
+    const double cost = rest.cost + butterfly_cost(b.radix);
+    if (cost >= best.cost) continue;
+    rest.radices.insert(rest.radices.begin(), b.radix);
+    best = {cost, std::move(rest.radices)};
+  }
+  return best;
+}
+
+// Radices in the order of the forward stages: primes without a butterfly first, then from large to small, so that
+// the last stage, which the filter fuses with its inverse, needs few registers.
 std::vector<int> factorize(int n) {
   std::vector<int> radices;
-  int twos = 0;
-  for (; n % 2 == 0; n /= 2) ++twos;
-  for (int p = 3; n > 1; p += 2) {
-    if (p * int64_t(p) > n) p = n;
-    for (; n % p == 0; n /= p) radices.insert(radices.begin(), p);
+  for (int p = 11; n > 1; p += 2) {
+    int smooth = n;
+    for (int q : {2, 3, 5, 7}) {
+      while (smooth % q == 0) smooth /= q;
+    }
+    if (smooth == 1) break;
+    if (p * int64_t(p) > smooth) p = smooth;
+    for (; smooth % p == 0; smooth /= p, n /= p) radices.insert(radices.begin(), p);
   }
-  if (twos == 1) radices.push_back(2);
-  if (twos > 1) {
-    radices.insert(radices.end(), twos % 3 == 0 ? 0 : 3 - twos % 3, 4);
-    radices.insert(radices.end(), (twos - (twos % 3 == 0 ? 0 : 2 * (3 - twos % 3))) / 3, 8);
-  }
+  const std::vector<int> rest = cheapest(n).radices;
+  radices.insert(radices.end(), rest.begin(), rest.end());
   return radices;
 }
 

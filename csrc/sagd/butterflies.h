@@ -1,7 +1,8 @@
 // Discrete Fourier transforms of a few points held in registers, in natural order, on any lane type.
 //
 // Forward: X_k = sum_n x_n exp(-2 pi i k n / R); inverse: the conjugate, not normalised.
-// Cost in additions and multiplications (or fused pairs) per point: 4: 4, 8: 6.5, 16: 10, odd R: about R + 1.
+// Cost in additions, multiplications or fused pairs per point: 2: 2, 4: 4, 8: 6.75, odd primes R: R + 1, and for
+// coprime factors the sum of theirs.
 #pragma once
 
 #include "complex.h"
@@ -43,10 +44,10 @@ inline constexpr Circle<n> circle{};
 
 }  // namespace detail
 
-// Odd R, dense: the points n and R - n enter by their sum and difference, so every product is real.
+// Odd primes, dense: the points n and R - n enter by their sum and difference, so every product is real.
 template <int R, bool inverse, class T, class V>
 struct Butterfly {
-  static_assert(R % 2 == 1);
+  static_assert(R == 3 || R == 5 || R == 7);
   static SAGD_INLINE void run(Complex<V>* x) {
     constexpr int half = R / 2;
     Complex<V> sum[half], difference[half], total = x[0];
@@ -111,5 +112,44 @@ struct Butterfly<8, inverse, T, V> {
     }
   }
 };
+
+// Coprime factors (Good, "The interaction algorithm and practical Fourier analysis", 1958): with
+// n = B a + A b and k = c mod A, d mod B, the transform of A B points is two-dimensional, without twiddle factors.
+template <int A, int B, bool inverse, class T, class V>
+struct GoodButterfly {
+  static SAGD_INLINE void run(Complex<V>* x) {
+    constexpr int R = A * B;
+    Complex<V> y[B][A];
+#pragma GCC unroll 8
+    for (int b = 0; b < B; ++b) {
+#pragma GCC unroll 8
+      for (int a = 0; a < A; ++a) y[b][a] = x[(B * a + A * b) % R];
+      Butterfly<A, inverse, T, V>::run(y[b]);
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < A; ++c) {
+      Complex<V> row[B];
+#pragma GCC unroll 8
+      for (int b = 0; b < B; ++b) row[b] = y[b][c];
+      Butterfly<B, inverse, T, V>::run(row);
+#pragma GCC unroll 8
+      for (int d = 0; d < B; ++d) x[(from_c * c + from_d * d) % R] = row[d];
+    }
+  }
+
+  static constexpr int inverse_modulo(int n, int modulus) {
+    int i = 0;
+    while (i * n % modulus != 1) ++i;
+    return i;
+  }
+  static constexpr int from_c = B * inverse_modulo(B, A), from_d = A * inverse_modulo(A, B);
+};
+
+template <bool inverse, class T, class V>
+struct Butterfly<6, inverse, T, V> : GoodButterfly<3, 2, inverse, T, V> {};
+template <bool inverse, class T, class V>
+struct Butterfly<10, inverse, T, V> : GoodButterfly<5, 2, inverse, T, V> {};
+template <bool inverse, class T, class V>
+struct Butterfly<12, inverse, T, V> : GoodButterfly<3, 4, inverse, T, V> {};
 
 }  // namespace sagd
