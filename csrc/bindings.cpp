@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/describe.h"
 #include "cpu/job.h"
 
 namespace sagd {
@@ -265,6 +266,11 @@ std::tuple<Tensor, Tensor> whitened_mse(const Tensor& input, const Tensor& targe
 
 std::string cpu_isa() { return kernels().name; }
 
+std::string cpu_plan(int64_t length) {
+  STD_TORCH_CHECK(length > 0 && length < (1 << 24), "length: expected 1 to 2^24 - 1, got ", length);
+  return describe_plan(int(length));
+}
+
 }  // namespace
 }  // namespace sagd
 
@@ -281,6 +287,7 @@ STABLE_TORCH_LIBRARY(sagd, m) {
   // 2 / numel times it is the loss's gradient
   m.def("_whitened_mse(Tensor input, Tensor target, Tensor weight, bool with_residual) -> (Tensor loss, Tensor whitened)");
   m.def("_cpu_isa() -> str");
+  m.def("_cpu_plan(int length) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sagd, CPU, m) {
@@ -292,4 +299,5 @@ STABLE_TORCH_LIBRARY_IMPL(sagd, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(sagd, CompositeImplicitAutograd, m) {
   m.impl("_cpu_isa", TORCH_BOX(&sagd::cpu_isa));
+  m.impl("_cpu_plan", TORCH_BOX(&sagd::cpu_plan));
 }

@@ -2,11 +2,12 @@
 
 Operators (also `torch.ops.sagd.*`): `shaped_noise`, `add_noise`, `spectral_filter`, `whitened_mse`.
 Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In place of `torch.randn_like`:
-`ShapedNoise`. What each operator computes, in float64: `sagd_kernels.reference`.
+`ShapedNoise`. What runs where: `explain`, `build_info`. What each operator computes, in float64: `sagd_kernels.reference`.
 """
 
 from . import reference, weights
 from ._build import build_info
+from .backends import explain
 from .modules import ShapedNoise
 from .ops import add_noise, shaped_noise, spectral_filter, whitened_mse
 from .random import fold_in, key, next_key, split
@@ -15,6 +16,7 @@ __all__ = [
     "ShapedNoise",
     "add_noise",
     "build_info",
+    "explain",
     "fold_in",
     "key",
     "next_key",

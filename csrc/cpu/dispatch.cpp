@@ -33,7 +33,8 @@ const KernelTable& choose() {
                            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")},
 #endif
 #ifdef SAGD_HAVE_AVX2
-      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")},
+      {&avx2::table, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                         __builtin_cpu_supports("f16c")},
 #endif
       {&portable::table, true},
   };

@@ -1,4 +1,5 @@
 // The operators on a range of planes. Compiled once per instruction set.
+#include "cpu/bundle.h"
 #include "cpu/job.h"
 #include "cpu/plane.h"
 
@@ -16,156 +17,222 @@ SAGD_INLINE double factor(const Factors& factors, int64_t plane) {
   }
 }
 
-// One plane of a tensor of any strides, L values at a time.
-template <class S>
+// The planes of a group, one for each lane of the transform.
+template <class S, int planes>
 struct Reader {
-  const S* base;
+  const S* base[planes];
+  int count;
   int64_t row_stride, column_stride;
 
-  Reader(const Planes& planes, int64_t plane)
-      : base(static_cast<const S*>(planes.data) + planes.batch.offset(plane)),
-        row_stride(planes.row_stride),
-        column_stride(planes.column_stride) {}
+  Reader(const Planes& tensor, int64_t plane, int n)
+      : count(n), row_stride(tensor.row_stride), column_stride(tensor.column_stride) {
+    for (int lane = 0; lane < n; ++lane) {
+      base[lane] = static_cast<const S*>(tensor.data) + tensor.batch.offset(plane + lane);
+    }
+  }
 
-  SAGD_INLINE Vec<Compute<S>> operator()(int h, int w, int n) const {
-    const S* from = base + h * row_stride + w * column_stride;
+  SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
+    if (planes > 1 && lane >= count) return Vec<Compute<S>>{};
+    const S* from = base[lane] + h * row_stride + w * column_stride;
     return column_stride == 1 ? load_first(from, n) : load_strided(from, column_stride, n);
   }
 };
 
-// One plane of a contiguous output.
-template <class S>
+// The same of a contiguous output.
+template <class S, int planes>
 struct Writer {
   S* base;
-  int64_t width;
+  int count;
+  int64_t height, width;
 
-  Writer(void* output, const Job& job, int64_t plane)
-      : base(static_cast<S*>(output) + plane * job.height * job.width), width(job.width) {}
+  Writer(void* output, const Job& job, int64_t plane, int n)
+      : base(static_cast<S*>(output) + plane * job.height * job.width), count(n), height(job.height), width(job.width) {}
 
-  SAGD_INLINE void operator()(int h, int w, int n, Vec<Compute<S>> v) const { store_first(base + h * width + w, v, n); }
+  SAGD_INLINE void operator()(int lane, int h, int w, int n, Vec<Compute<S>> v) const {
+    if (planes > 1 && lane >= count) return;
+    store_first(base + (lane * height + h) * width + w, v, n);
+  }
 };
 
-// Keeps the table of the current plane's weight: refilled only where the next plane has another one.
-template <WeightMap map, class T>
+// The factors of a group's planes.
+template <class T, int planes>
+struct Scale {
+  T of[planes];
+
+  Scale(const Factors& factors, int64_t plane, int n) : of{} {
+    for (int lane = 0; lane < n; ++lane) of[lane] = T(factor(factors, plane + lane));
+  }
+};
+
+// Keeps the weight tables of the current group: refilled only where the next group has other weights.
+template <WeightMap map, class T, class Transform>
 class Weights {
  public:
-  Weights(const Job& job, PlaneTransform<T>& transform, double factor)
-      : job_(job), transform_(transform), factor_(T(factor)) {}
+  int64_t kept[Transform::planes] = {};  // bins with w > 0, for each plane of the group
 
-  void load(int64_t plane) {
-    const T* weight = static_cast<const T*>(job_.weight.data) + job_.weight.batch.offset(plane);
-    if (weight == loaded_) return;
-    fill<map>(transform_.weight(), weight, job_.weight.row_stride, job_.weight.column_stride, int(job_.height),
-              int(job_.width), transform_.row_plan(), factor_);
-    loaded_ = weight;
+  Weights(const Job& job, Transform& transform, double factor) : job_(job), transform_(transform), factor_(T(factor)) {}
+
+  void load(int64_t plane, int n) {
+    for (int first = 0, end; first < n; first = end) {
+      const T* weight = at(plane + first);
+      for (end = first + 1; end < n && at(plane + end) == weight;) ++end;
+      const bool alone = first == 0 && end == n;  // then every lane may have it
+      if (alone && weight == loaded_) return;
+      fill<map>(transform_.weight(), weight, job_.weight.row_stride, job_.weight.column_stride, int(job_.height),
+                int(job_.width), transform_.row_plan(), factor_);
+      const int last = alone ? Transform::planes : end;
+      transform_.spread_weight(first, last);
+      for (int lane = first; lane < last; ++lane) kept[lane] = transform_.weight().kept;
+      loaded_ = alone ? weight : nullptr;
+    }
   }
 
  private:
+  const T* at(int64_t plane) const {
+    return static_cast<const T*>(job_.weight.data) + job_.weight.batch.offset(plane);
+  }
+
   const Job& job_;
-  PlaneTransform<T>& transform_;
+  Transform& transform_;
   const T factor_;
   const T* loaded_ = nullptr;
 };
 
 double pixels(const Job& job) { return double(job.height) * double(job.width); }
 
+uint64_t blocks_per_plane(const Job& job) { return uint64_t(job.height / 2 + 1) * uint64_t(job.width / 2 + 1); }
+
 Stream stream(const Job& job, int64_t plane) {
   const uint64_t* key = job.keys + 2 * (plane / job.planes_per_key);
   const uint64_t number = job.plane_offset + uint64_t(plane % job.planes_per_key);
-  const uint64_t orbits = uint64_t(job.height / 2 + 1) * uint64_t(job.width / 2 + 1);
-  return {PhiloxKeys<uint64_t>(key[0]), key[1] + static_cast<unsigned __int128>(number) * orbits};
+  return {PhiloxKeys<uint64_t>(key[0]), key[1] + static_cast<unsigned __int128>(number) * blocks_per_plane(job)};
+}
+
+// Calls f(plane, n) for groups of planes that the transform takes at a time; a group has one key.
+template <class Transform, class F>
+void for_groups(const Job& job, int64_t begin, int64_t end, F&& f) {
+  for (int64_t plane = begin, n; plane < end; plane += n) {
+    n = end - plane < Transform::planes ? end - plane : Transform::planes;
+    if (job.keys) {
+      const int64_t of_key = job.planes_per_key - plane % job.planes_per_key;
+      n = n < of_key ? n : of_key;
+    }
+    f(plane, int(n));
+  }
 }
 
 // Forward, times the weight, inverse: 2 transforms a plane. The transforms multiply by height width, the forward one
 // of the columns by 2 besides; the table undoes both.
-template <class S>
+template <class S, class Transform>
 void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  PlaneTransform<T> transform(job.height, job.width);
-  Weights<WeightMap::value, T> weights(job, transform, 0.5 / pixels(job));
-  for (int64_t plane = begin; plane < end; ++plane) {
-    weights.load(plane);
-    transform.forward_columns(Reader<S>(job.input, plane));
-    transform.template weigh_rows<true, false>();
-    const T scale = T(factor(job.scale, plane));
-    const Writer<S> write(job.output, job, plane);
-    transform.inverse_columns([&](int h, int w, int n, Vec<T> v) { write(h, w, n, v * scale); });
-  }
+  constexpr int planes = Transform::planes;
+  Transform transform(job.height, job.width);
+  Weights<WeightMap::value, T, Transform> weights(job, transform, 0.5 / pixels(job));
+  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+    weights.load(plane, n);
+    transform.forward_columns(Reader<S, planes>(job.input, plane, n));
+    transform.template weigh_rows<true, false>(nullptr);
+    const Scale<T, planes> scale(job.scale, plane, n);
+    const Writer<S, planes> write(job.output, job, plane, n);
+    transform.inverse_columns(
+        [&](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
+  });
 }
 
 // The inverse alone, of a spectrum that is drawn where it is used.
-template <class S>
+template <class S, class Transform>
 void shaped_noise(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  PlaneTransform<T> transform(job.height, job.width);
-  Weights<WeightMap::value, T> weights(job, transform, std::sqrt(0.5 / pixels(job)));
-  for (int64_t plane = begin; plane < end; ++plane) {
-    weights.load(plane);
-    transform.noise_rows(stream(job, plane));
-    const T scale = T(factor(job.scale, plane));
-    const Writer<S> write(job.output, job, plane);
-    transform.inverse_columns([&](int h, int w, int n, Vec<T> v) { write(h, w, n, v * scale); });
-  }
+  constexpr int planes = Transform::planes;
+  Transform transform(job.height, job.width);
+  Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
+  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+    weights.load(plane, n);
+    transform.noise_rows(stream(job, plane), blocks_per_plane(job));
+    const Scale<T, planes> scale(job.scale, plane, n);
+    const Writer<S, planes> write(job.output, job, plane, n);
+    transform.inverse_columns(
+        [&](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
+  });
 }
 
-template <class S>
+template <class S, class Transform>
 void add_noise(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  PlaneTransform<T> transform(job.height, job.width);
-  Weights<WeightMap::value, T> weights(job, transform, std::sqrt(0.5 / pixels(job)));
-  for (int64_t plane = begin; plane < end; ++plane) {
-    weights.load(plane);
-    transform.noise_rows(stream(job, plane));
-    const T signal_scale = T(factor(job.signal_scale, plane)), noise_scale = T(factor(job.scale, plane));
-    const Reader<S> read(job.input, plane);
-    const Writer<S> write_noisy(job.output, job, plane), write_noise(job.noise, job, plane);
-    transform.inverse_columns([&](int h, int w, int n, Vec<T> v) {
-      write_noise(h, w, n, v);
-      write_noisy(h, w, n, read(h, w, n) * signal_scale + v * noise_scale);
+  constexpr int planes = Transform::planes;
+  Transform transform(job.height, job.width);
+  Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
+  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+    weights.load(plane, n);
+    transform.noise_rows(stream(job, plane), blocks_per_plane(job));
+    const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
+    const Reader<S, planes> read(job.input, plane, n);
+    const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
+    transform.inverse_columns([&](int lane, int h, int w, int k, Vec<T> v) {
+      write_noise(lane, h, w, k, v);
+      write_noisy(lane, h, w, k, read(lane, h, w, k) * signal_scale.of[lane] + v * noise_scale.of[lane]);
     });
-  }
+  });
 }
 
 // plane_loss = mean over the bins with w > 0 of |F(input - target)|^2 / w^2, F unitary; output, unless null, the
 // residual times 1 / w^2 times height width over the number of those bins: 2 output / numel is the gradient.
-template <class S>
+template <class S, class Transform>
 void whitened_mse(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
-  PlaneTransform<T> transform(job.height, job.width);
-  Weights<WeightMap::inverse_square, T> weights(job, transform, 0.5 / pixels(job));
-  for (int64_t plane = begin; plane < end; ++plane) {
-    weights.load(plane);
-    const Reader<S> input(job.input, plane), target(job.target, plane);
-    transform.forward_columns([&](int h, int w, int n) { return input(h, w, n) - target(h, w, n); });
-    const double kept = transform.weight().kept > 0 ? double(transform.weight().kept) : 1;
-    if (!job.output) {
-      job.plane_loss[plane] = transform.template weigh_rows<false, true>() * 2 / kept;
-      continue;
+  constexpr int planes = Transform::planes;
+  Transform transform(job.height, job.width);
+  Weights<WeightMap::inverse_square, T, Transform> weights(job, transform, 0.5 / pixels(job));
+  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+    weights.load(plane, n);
+    const Reader<S, planes> input(job.input, plane, n), target(job.target, plane, n);
+    transform.forward_columns(
+        [&](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
+    double sums[planes];
+    if (job.output) {
+      transform.template weigh_rows<true, true>(sums);
+    } else {
+      transform.template weigh_rows<false, true>(sums);
     }
-    job.plane_loss[plane] = transform.template weigh_rows<true, true>() * 2 / kept;
-    const T scale = T(pixels(job) / kept);
-    const Writer<S> write(job.output, job, plane);
-    transform.inverse_columns([&](int h, int w, int n, Vec<T> v) { write(h, w, n, v * scale); });
-  }
+    T scale[planes] = {};
+    for (int lane = 0; lane < n; ++lane) {
+      const double kept = weights.kept[lane] > 0 ? double(weights.kept[lane]) : 1;
+      job.plane_loss[plane + lane] = sums[lane] * 2 / kept;
+      scale[lane] = T(pixels(job) / kept);
+    }
+    if (!job.output) return;
+    const Writer<S, planes> write(job.output, job, plane, n);
+    transform.inverse_columns([&](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale[lane]); });
+  });
 }
+
+// Planes of at most this many pixels leave lanes of a strip empty and are taken a bundle at a time. The choice must
+// depend on nothing but the size, or a plane's bits would depend on its batch.
+constexpr int64_t max_bundled_pixels = 256;
 
 #define SAGD_STRING_(x) #x
 #define SAGD_STRING(x) SAGD_STRING_(x)
 
-// A kernel for each stored type, chosen by the job's.
-template <Kernel f32, Kernel f64, Kernel bf16, Kernel f16>
-void by_dtype(const Job& job, int64_t begin, int64_t end) {
-  switch (job.dtype) {
-    case Dtype::float32: return f32(job, begin, end);
-    case Dtype::float64: return f64(job, begin, end);
-    case Dtype::bfloat16: return bf16(job, begin, end);
-    case Dtype::float16: return f16(job, begin, end);
-  }
-}
-
 }  // namespace
 
-#define SAGD_KERNEL(op) by_dtype<op<float>, op<double>, op<BFloat16>, op<Half>>
+// The kernel of an operator for the job's stored type and size.
+#define SAGD_CASE(operator_, dtype, S)                                                                        \
+  case Dtype::dtype:                                                                                          \
+    if (job.height * job.width <= max_bundled_pixels) {                                                       \
+      return operator_<S, BundleTransform<Compute<S>>>(job, begin, end);                                      \
+    } else {                                                                                                  \
+      return operator_<S, PlaneTransform<Compute<S>>>(job, begin, end);                                       \
+    }
+#define SAGD_KERNEL(operator_)                               \
+  [](const Job& job, int64_t begin, int64_t end) {           \
+    switch (job.dtype) {                                     \
+      SAGD_CASE(operator_, float32, float)                   \
+      SAGD_CASE(operator_, float64, double)                  \
+      SAGD_CASE(operator_, bfloat16, BFloat16)               \
+      SAGD_CASE(operator_, float16, Half)                    \
+    }                                                        \
+  }
 
 extern const KernelTable table;
 const KernelTable table = {SAGD_STRING(SAGD_ISA), SAGD_KERNEL(spectral_filter), SAGD_KERNEL(shaped_noise),

@@ -1,3 +1,4 @@
+#include "cpu/describe.h"
 #include "cpu/plan.h"
 
 #include <cmath>
@@ -7,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <numbers>
+#include <string>
 #include <vector>
 
 namespace sagd {
@@ -190,7 +192,7 @@ class Planner {
   // The cheapest way to transform a prime length; adds the cost of `times` transforms, raises `scratch` to the need.
   const PrimePlan<T>* make_prime(int length, double& cost, int& scratch, int times) {
     const double copies = 8.0 * length;
-    const double dense = double(length - 1) * (length - 1) + copies;
+    const double dense = 3.0 * (length - 1) * (length - 1) + copies;  // each product waits for its loads
     const Plan<T>* rader = length < max_dense ? &get(length - 1) : nullptr;
     if (!rader && is_smooth(length - 1)) rader = &get(length - 1);
     const double rader_cost = rader ? 2 * rader->cost + 12.0 * length + copies : infinity;
@@ -272,6 +274,23 @@ const Plan<T>& plan(int length) {
   static auto* planner = new Planner<T>;
   const std::lock_guard<std::mutex> lock(mutex);
   return planner->get(length);
+}
+
+std::string describe_plan(int length) {
+  const Plan<float>& made = plan<float>(length);
+  std::string text = made.stages == 0 ? "1" : "";
+  for (int s = 0; s < made.stages; ++s) {
+    const Stage<float>& stage = made.stage[s];
+    text += (s ? " x " : "") + std::to_string(stage.radix);
+    if (!stage.prime) continue;
+    switch (stage.prime->method) {
+      case PrimeMethod::dense: text += " dense"; break;
+      case PrimeMethod::rader: text += " by Rader (" + describe_plan(stage.radix - 1) + ")"; break;
+      case PrimeMethod::bluestein:
+        text += " by Bluestein (" + describe_plan(stage.prime->convolution->length) + ")";
+    }
+  }
+  return text;
 }
 
 template const Plan<float>& plan<float>(int);

@@ -25,6 +25,7 @@ template <class T>
 class PlaneTransform {
  public:
   static constexpr int L = lanes<T>;
+  static constexpr int planes = 1;  // at a time
 
   PlaneTransform(int64_t height, int64_t width)
       : height_(int(height)),
@@ -39,28 +40,24 @@ class PlaneTransform {
     const int prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t spectrum = int64_t(row_strips_) * pitch_, weight = int64_t(row_strips_) * width_;
     const int64_t points = spectrum + (height_ + 1) + prime;
-    auto* at = static_cast<char*>(
-        scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + 4 * int64_t(width_) * sizeof(T)));
-    const auto take = [&](auto*& to, int64_t n) {
-      to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(at);
-      at += n * sizeof *to;
-    };
-    take(spectrum_, spectrum);
-    take(columns_, height_ + 1);  // one more than a column: where the missing partner of row 0 goes
-    take(prime_scratch_, prime);
-    take(weight_.table, weight);
-    take(weight_.top, width_);
-    take(weight_.bottom, width_);
-    take(packed_row_, 2 * width_);
+    Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + 4 * int64_t(width_) * sizeof(T)));
+    spectrum_ = carve.take<Point<T>>(spectrum);
+    columns_ = carve.take<Point<T>>(height_ + 1);  // one more than a column: where the missing partner of row 0 goes
+    prime_scratch_ = carve.take<Point<T>>(prime);
+    weight_.table = carve.take<Vec<T>>(weight);
+    weight_.top = carve.take<T>(width_);
+    weight_.bottom = carve.take<T>(width_);
+    packed_row_ = carve.take<T>(2 * width_);
     for (int strip = 0; strip < row_strips_; ++strip) {
       for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
     }
   }
 
   WeightTable<T>& weight() { return weight_; }
+  void spread_weight(int, int) {}  // there is but one plane
   const Plan<T>& row_plan() const { return row_plan_; }
 
-  // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(h, w, n).
+  // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(0, h, w, n).
   // Leaves every value of the spectrum doubled.
   template <class Read>
   void forward_columns(Read&& read) {
@@ -68,8 +65,8 @@ class PlaneTransform {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       for (int h = 0; h < height_; ++h) {
-        columns_[h].re = read(h, j0, n);
-        columns_[h].im = partners > 0 ? read(h, j0 + packed_columns_, partners) : Vec<T>{};
+        columns_[h].re = read(0, h, j0, n);
+        columns_[h].im = partners > 0 ? read(0, h, j0 + packed_columns_, partners) : Vec<T>{};
       }
       forward(column_plan_, columns_, prime_scratch_);
       columns_[height_] = Point<T>{};
@@ -78,9 +75,9 @@ class PlaneTransform {
   }
 
   // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
-  // With `measure`, returns the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
+  // With `measure`, sums[0] becomes the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
   template <bool filter, bool measure>
-  double weigh_rows() {
+  void weigh_rows(double* sums) {
     double total = 0;
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
@@ -104,12 +101,12 @@ class PlaneTransform {
         for (int i = strip == 0; i < L; ++i) total += 2 * double(sum[i]);  // row k stands for -k too
       }
     }
-    return total / 4;  // forward_columns doubled every value
+    if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
   }
 
   // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
   // transformed back. The table must hold the weight times 1 / sqrt(2 height width).
-  void noise_rows(Stream stream) {
+  void noise_rows(Stream stream, uint64_t /* blocks to the next plane */) {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
     for (int strip = 0; strip < row_strips_; ++strip) {
@@ -133,7 +130,7 @@ class PlaneTransform {
     }
   }
 
-  // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(h, w, n, values).
+  // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(0, h, w, n, values).
   template <class Write>
   void inverse_columns(Write&& write) {
     for (int j0 = 0; j0 < packed_columns_; j0 += L) {
@@ -142,19 +139,15 @@ class PlaneTransform {
       for (int strip = 0; strip < row_strips_; ++strip) join(strip, j0);
       inverse(column_plan_, columns_, prime_scratch_);
       for (int h = 0; h < height_; ++h) {
-        write(h, j0, n, columns_[h].re);
-        if (partners > 0) write(h, j0 + packed_columns_, partners, columns_[h].im);
+        write(0, h, j0, n, columns_[h].re);
+        if (partners > 0) write(0, h, j0 + packed_columns_, partners, columns_[h].im);
       }
     }
   }
 
  private:
-  // Where the column transform leaves row k, and the row that is packed with it by symmetry: -k, or H / 2 for row 0.
   int row(int k) const { return column_plan_.position[k]; }
-  int partner(int k) const {
-    if (k > 0) return column_plan_.position[height_ - k];
-    return height_ % 2 == 0 ? column_plan_.position[height_ / 2] : height_;
-  }
+  int partner(int k) const { return sagd::SAGD_ISA::partner(column_plan_, k); }
 
   // One tile of columns j0 ..: Z = A + i B on the full column -> twice the half spectra A and B, transposed.
   SAGD_INLINE void separate(int strip, int j0, int n, int partners) {

@@ -53,6 +53,22 @@ SAGD_INLINE To bits(From from) {
   return to;
 }
 
+// Hands out one piece of memory in parts. Parts of vectors come first, so that every part is aligned.
+class Carver {
+ public:
+  explicit Carver(void* memory) : at_(static_cast<char*>(memory)) {}
+
+  template <class Part>
+  SAGD_INLINE Part* take(int64_t n) {
+    char* const from = at_;
+    at_ += n * sizeof(Part);
+    return reinterpret_cast<Part*>(from);
+  }
+
+ private:
+  char* at_;
+};
+
 // ---- one value -------------------------------------------------------------------------------------------------
 
 SAGD_INLINE float widen(float x) { return x; }
