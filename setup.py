@@ -72,13 +72,13 @@ def find_compiler() -> Compiler:
         probe = subprocess.run([*argv, "-x", "c++", "-dM", "-E", "-"], input="", capture_output=True, text=True)
         macros = dict(re.findall(r"^#define (\w+) (\d+)$", probe.stdout, re.MULTILINE))
         clang, gcc = int(macros.get("__clang_major__", 0)), int(macros.get("__GNUC__", 0))
-        if clang >= 14 or (gcc >= 11 and not clang):
+        if clang >= 14 or (gcc >= 12 and not clang):
             version = subprocess.run([*argv, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
             return Compiler(command, version, "__x86_64__" in macros)
         found = f"Clang {clang}" if clang else f"GCC {gcc}" if gcc else "not a GCC or Clang C++ compiler"
         rejected.append(f"{command}: {found}")
     raise PlatformError(
-        f"{PACKAGE} needs a C++20 compiler, g++ >= 11 or clang++ >= 14; found {'; '.join(rejected)}. "
+        f"{PACKAGE} needs a C++20 compiler, g++ >= 12 or clang++ >= 14; found {'; '.join(rejected)}. "
         "Install one (on Debian or Ubuntu: apt install g++) or name it in the environment variable CXX."
     )
 

@@ -1,6 +1,6 @@
-"""Draws docs/images/weight_*.png: each weight's radial profile, its 2-D picture and a noise sample.
+"""Draws docs/images/: one draw of noise under six weights, and each weight's profile, 2-D picture and noise sample.
 
-    python docs/make_weight_figures.py
+    python docs/make_figures.py
 
 Needs matplotlib, scikit-learn and pillow, all of the extra `sagd-kernels[train]`. The two photographs whose spectrum
 is shown come with scikit-learn. All samples use one key, so they differ by their weight alone.
@@ -87,6 +87,27 @@ def figures() -> dict[str, list[tuple[str, Tensor]]]:
         "combine": [("combine(power_law(64, 64, -0.5), omit_band(64, 64, 0.2, 0.3), width=64)", shaped)],
         "power": [("power(combine(...), -1)", weights.power(shaped, -1))],
     }
+
+
+def draw_overview() -> Figure:
+    """The same white noise xi under six weights: only T_w differs."""
+    size, side, gap = 128, 1.5, 0.1
+    shown = {
+        "power_law(α = −1)": weights.power_law(size, size, -1.0),
+        "power_law(α = −0.5)": weights.power_law(size, size, -0.5),
+        "white": weights.power_law(size, size, 0.0),
+        "power_law(α = 1)": weights.power_law(size, size, 1.0),
+        "band_pass(0.1, 0.2)": weights.band_pass(size, size, 0.1, 0.2),
+        "omit_band(0.1, 0.3)": weights.omit_band(size, size, 0.1, 0.3),
+    }
+    figure, axes = plt.subplots(1, len(shown), figsize=(len(shown) * (side + gap) - gap, side + 0.25))
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=side / (side + 0.25), wspace=gap / side)
+    for panel, (name, weight) in zip(axes, shown.items(), strict=True):
+        noise = sagd_kernels.shaped_noise(sagd_kernels.key(5), [size, size], weight)
+        panel.imshow(noise.numpy(), cmap="gray", vmin=-3, vmax=3, interpolation="nearest")
+        panel.set_title(name, fontsize=8.5, color=INK, pad=3)
+        panel.set_axis_off()
+    return figure
 
 
 def draw(rows: list[tuple[str, Tensor]]) -> Figure:
@@ -189,7 +210,8 @@ def draw_sample(axes: Axes, weight: Tensor) -> None:
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    for name, rows in figures().items():
-        path = IMAGES / f"weight_{name}.png"
-        draw(rows).savefig(path)
-        print(f"{path}  {path.stat().st_size / 1000:.0f} kB")
+    drawn = {"overview": draw_overview()} | {f"weight_{name}": draw(rows) for name, rows in figures().items()}
+    for name, figure in drawn.items():
+        path = IMAGES / f"{name}.png"
+        figure.savefig(path)
+        print(f"{path.name}  {path.stat().st_size / 1000:.0f} kB")
