@@ -2,7 +2,7 @@
 #
 # PYTHON  interpreter that the virtual environment is made from (>= 3.10)
 # TORCH   the torch that is installed into it, as pip names it
-# ARGS    more arguments for the trainer (make demo) or for pytest (make test)
+# ARGS    more arguments for the trainer (make demo), for pytest (make test) or for the benchmarks (make bench)
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -16,9 +16,10 @@ PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MADE      := $(VENV)/made
 TOOLS     := $(VENV)/tools-$(TORCH)
 INSTALLED := $(VENV)/installed
+PEERS     := $(VENV)/peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint build clean distclean
+.PHONY: help demo test bench lint build clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -30,6 +31,11 @@ demo: $(INSTALLED) build ## train a small diffusion model with shaped noise, int
 test: $(INSTALLED) build ## run the tests
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(PEERS) build ## measure against other libraries; results go to benchmarks/results
+	@echo "==> Measuring (about 5 minutes; keep the machine otherwise idle)"
+	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks --plot $(ARGS)
 
 lint: $(INSTALLED) ## check style and formatting
 	@echo "==> Checking style"
@@ -66,4 +72,9 @@ $(TOOLS): $(MADE)
 $(INSTALLED): $(TOOLS) pyproject.toml setup.py | build
 	@echo "==> Installing sagd_kernels in editable mode, with what training and tests need"
 	@$(PIP) install --no-build-isolation -e ".[dev]" "$(TORCH)"
+	@touch $@
+
+$(PEERS): $(INSTALLED)
+	@echo "==> Installing the libraries to measure against"
+	@$(PIP) install --no-build-isolation -e ".[bench]" "$(TORCH)"
 	@touch $@

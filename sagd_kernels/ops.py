@@ -314,6 +314,7 @@ def _shaped_noise_backward(ctx, grad):
 def _add_noise_context(ctx, inputs, keyword_only_inputs, output):
     ctx.save_for_backward(*inputs)
     ctx.plane_offset = keyword_only_inputs["plane_offset"]
+    ctx.set_materialize_grads(False)  # often only one of the outputs has a gradient
 
 
 def _add_noise_backward(ctx, grad_noisy, grad_noise):
@@ -321,49 +322,59 @@ def _add_noise_backward(ctx, grad_noisy, grad_noise):
     needs_input, _, needs_weight, needs_signal_scale, needs_noise_scale = ctx.needs_input_grad
     dtype = weight.dtype
     grad_input = grad_weight = grad_signal_scale = grad_noise_scale = None
-    if needs_input:
+    if needs_input and grad_noisy is not None:
         grad_input = _times(grad_noisy, signal_scale, dtype).to(input.dtype)
     if needs_weight:
         white = _white_noise(key, input.shape, weight, ctx.plane_offset)
-        grad_weight = cross_spectrum(white, _times(grad_noisy, noise_scale, dtype) + grad_noise.to(dtype), weight)
-    if needs_signal_scale:
+        through_noisy = None if grad_noisy is None else _times(grad_noisy, noise_scale, dtype)
+        grad = _sum(through_noisy, None if grad_noise is None else grad_noise.to(dtype))
+        grad_weight = None if grad is None else cross_spectrum(white, grad, weight)
+    if needs_signal_scale and grad_noisy is not None:
         grad_signal_scale = _scale_gradient(grad_noisy.to(dtype) * input.to(dtype), signal_scale)
-    if needs_noise_scale:
+    if needs_noise_scale and grad_noisy is not None:
         noise = _ops.shaped_noise(key, input.shape, weight, plane_offset=ctx.plane_offset)
         grad_noise_scale = _scale_gradient(grad_noisy.to(dtype) * noise, noise_scale)
     return grad_input, None, grad_weight, grad_signal_scale, grad_noise_scale
 
 
+def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, where None stands for 0."""
+    return a if b is None else b if a is None else a + b
+
+
 def _whitened_mse_context(ctx, inputs, output):
     input, target, weight, ctx.with_residual = inputs
     ctx.save_for_backward(input, target, weight, output[1])
+    ctx.set_materialize_grads(False)  # outside of second derivatives only the loss has a gradient
 
 
 def _whitened_mse_backward(ctx, grad_loss, grad_whitened):
     # loss = <r, T_u r> / numel and whitened = T_u r, with r = input - target and u = whitening(w)
     input, target, weight, whitened = ctx.saved_tensors
     needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
-    width, per_value = input.shape[-1], grad_loss / max(input.numel(), 1)
+    width, per_value = input.shape[-1], None if grad_loss is None else grad_loss / max(input.numel(), 1)
+    if not ctx.with_residual:
+        grad_whitened = None
     grad_residual = grad_weight = None
     if needs_input or needs_target:
         _check(ctx.with_residual, "with_residual: expected True where input or target requires a gradient, got False")
-        grad_residual = whitened * (2 * per_value)
-        grad_residual = grad_residual + _ops.spectral_filter(grad_whitened, whitening(weight, width))
+        grad_residual = _sum(
+            None if per_value is None else whitened * (2 * per_value),
+            None if grad_whitened is None else _ops.spectral_filter(grad_whitened, whitening(weight, width)),
+        )
     if needs_weight:
         residual = input.to(weight.dtype) - target.to(weight.dtype)
         even = even_part(weight, width)
         slope = torch.where(even > 0, -2 * whitening(weight, width) / torch.where(even > 0, even, 1), 0)
-        adjoint = residual * per_value
-        if ctx.with_residual:
-            adjoint = adjoint + grad_whitened.to(weight.dtype)
-        batch_slope = slope.expand(*input.shape[:-2], *slope.shape[-2:])
-        grad_weight = (cross_spectrum(residual, adjoint, batch_slope) * batch_slope).sum_to_size(weight.shape)
-    return (
-        grad_residual if needs_input else None,
-        -grad_residual if needs_target else None,
-        grad_weight,
-        None,
-    )
+        slope = slope.expand(*input.shape[:-2], *slope.shape[-2:])
+        adjoint = _sum(
+            None if per_value is None else residual * per_value,
+            None if grad_whitened is None else grad_whitened.to(weight.dtype),
+        )
+        if adjoint is not None:
+            grad_weight = (cross_spectrum(residual, adjoint, slope) * slope).sum_to_size(weight.shape)
+    grad_target = -grad_residual if needs_target and grad_residual is not None else None
+    return grad_residual if needs_input else None, grad_target, grad_weight, None
 
 
 for _name, _backward, _context in [

@@ -39,7 +39,7 @@ def split(key: Tensor, num: int = 2) -> Tensor:
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """The key derived from `key` and an integer (a step, a rank, a sample index), equal to `split(key, data + 1)[data]`.
+    """The key derived from `key` and an integer (a step, a rank, a sample), equal to `split(key, data + 1)[data]`.
 
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """

@@ -18,9 +18,7 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) 
     return filtered if scale is None else align_left(scale, filtered.ndim) * filtered
 
 
-def shaped_noise(
-    key: Tensor, size, weight: Tensor, scale: Tensor | None = None, *, plane_offset: int = 0
-) -> Tensor:
+def shaped_noise(key: Tensor, size, weight: Tensor, scale: Tensor | None = None, *, plane_offset: int = 0) -> Tensor:
     """scale * T_w xi, with xi ~ N(0, I) from the stream of `white_spectrum`."""
     spectrum = full_weight(weight, size[-1]) * white_spectrum(key, size, plane_offset)
     noise = torch.fft.ifft2(spectrum).real
@@ -105,7 +103,7 @@ def normals(words: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def align_left(scale: Tensor, ndim: int) -> Tensor:
-    """A scale whose dimensions are those of the input from the left ([N], [N, C], [N, 1, 1, 1]), as float64 [..., 1, 1]."""
+    """A scale, its dimensions the input's from the left ([N], [N, C], [N, 1, 1, 1]), as float64 [..., 1, 1]."""
     return scale.double().reshape(scale.shape + (1,) * (ndim - scale.ndim))
 
 

@@ -1,4 +1,4 @@
-"""The operators as composites of torch.fft: what runs on devices without kernels, and the peer in every benchmark.
+"""The operators as composites of torch.fft: what runs on devices without kernels, and the tests' measure.
 
 Arguments have been checked. Computes in float32 (float64 for float64), at the price of several passes over memory.
 """

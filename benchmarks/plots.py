@@ -1,0 +1,129 @@
+"""Pictures of a run, made from its rows: how many times faster sagd is, and the time per pixel over the size."""
+
+import math
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+from .report import FASTEST, OURS, SIZES_PLOT, SPEEDUP_PLOT, by_case, speedups
+from .rows import Row
+
+INK, MUTED = "#1f2a37", "#8a94a3"
+COLORS = {
+    OURS: "#1d5b8f",
+    "torch.fft": "#d9622b",
+    "torch.compile": "#a8431a",
+    FASTEST: "#3a8a5f",
+    "FFTW": "#3a8a5f",
+    "ducc0": "#7a6bb0",
+    "scipy.fft": "#b59b2c",
+    "MKL": "#4aa3a8",
+    "JAX": "#b0567f",
+    "torch.randn": "#8a94a3",
+}
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "savefig.dpi": 128,
+}
+
+
+def draw(rows: list[Row], directory: Path) -> list[Path]:
+    """Write the pictures that the rows have the measurements for; returns their paths."""
+    threads = max(row.threads for row in rows)
+    rows = [row for row in rows if row.threads == threads]
+    title = f"{rows[0].device}, {threads} thread{'s' * (threads > 1)}, float32, {rows[0].date}"
+    written = []
+    with plt.rc_context(STYLE):
+        for name, group, figure_of in ((SPEEDUP_PLOT, "targets", _speedup), (SIZES_PLOT, "sizes", _sizes)):
+            chosen = [row for row in rows if row.group == group]
+            if chosen:
+                figure = figure_of(chosen)
+                figure.suptitle(title, fontsize=9.5, color=MUTED)
+                figure.savefig(directory / name, metadata={"Software": None})
+                plt.close(figure)
+                written.append(directory / name)
+    return written
+
+
+def _speedup(rows: list[Row]) -> plt.Figure:
+    """One panel for each computation: a line for each peer over the sizes."""
+    panels = list(dict.fromkeys(row.what for row in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.1 * len(panels), 3.9), sharey=True, layout="constrained")
+    for axis, what in zip(axes if len(panels) > 1 else [axes], panels, strict=True):
+        lines: dict[str, dict[str, float]] = {}
+        sizes = list(dict.fromkeys(row.size for row in rows if row.what == what))
+        for contenders in by_case(row for row in rows if row.what == what).values():
+            found = speedups(contenders)
+            shown = [n for n in found if n in ("torch.fft", "torch.compile", "torch.randn", FASTEST)]
+            for name in shown or found:
+                lines.setdefault(name, {})[contenders[OURS].size] = found[name]
+        for name, values in lines.items():
+            points = [(sizes.index(size), ratio) for size, ratio in values.items()]
+            axis.plot(*zip(*points, strict=True), "o-", color=COLORS.get(name, INK), label=name, markersize=4)
+        axis.axhline(1, color=MUTED, linewidth=0.8)
+        axis.set_title(what, fontsize=9.5)
+        axis.set_xticks(range(len(sizes)), sizes, rotation=60, ha="right", fontsize=8)
+        _log_ticks(axis, "y", "x")
+    figure.supylabel("times faster", fontsize=9.5)
+    _legend(figure)
+    return figure
+
+
+def _sizes(rows: list[Row]) -> plt.Figure:
+    """Time per pixel over the square root of a plane's pixels, for every contender."""
+    panels = list(dict.fromkeys(row.what for row in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.8 * len(panels), 3.9), sharey=True, layout="constrained")
+    for axis, what in zip(axes if len(panels) > 1 else [axes], panels, strict=True):
+        for name in dict.fromkeys(row.contender for row in rows if row.what == what):
+            points: dict[str, list[tuple[float, float]]] = {}
+            for row in rows:
+                if (row.what, row.contender) == (what, name):
+                    height, width = map(int, row.size.split("x")[2:])
+                    kind = "s" if height != width else "x" if _is_prime(height) else "o-"
+                    points.setdefault(kind, []).append(((height * width) ** 0.5, row.ns_per_pixel))
+            style = {"color": COLORS.get(name, INK), "markersize": 4, "linewidth": 2 if name == OURS else 1}
+            for n, (kind, found) in enumerate(points.items()):
+                axis.plot(*zip(*sorted(found), strict=True), kind, label=None if n else name, **style)
+        axis.set_title(what, fontsize=9.5)
+        _log_ticks(axis, "x", "")
+        _log_ticks(axis, "y", "")
+    figure.supylabel("ns per pixel", fontsize=9.5)
+    figure.supxlabel(
+        "square root of a plane's pixels (lines: squares; crosses: primes; boxes: non-square)", fontsize=9.5
+    )
+    _legend(figure)
+    return figure
+
+
+def _legend(figure: plt.Figure) -> None:
+    """One legend for all panels."""
+    lines = {line.get_label(): line for axis in figure.axes for line in axis.get_legend_handles_labels()[0]}
+    figure.legend(lines.values(), lines.keys(), loc="outside right center", fontsize=8.5)
+
+
+def _is_prime(n: int) -> bool:
+    return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
+
+
+def _log_ticks(axis: Axes, which: str, unit: str) -> None:
+    """A logarithmic axis with plain numbers: 0.5, 1, 2, 5, 10, ... or 32, 64, 128, ..."""
+    getattr(axis, f"set_{which}scale")("log", base=2)
+    ticks = getattr(axis, f"{which}axis")
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}{unit}"))
+    ticks.set_minor_formatter(NullFormatter())
+    ticks.set_minor_locator(NullLocator())
