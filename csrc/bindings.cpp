@@ -173,11 +173,30 @@ Tensor describe_keys(Job& job, const Tensor& key, const Sizes& size, int64_t pla
   STD_TORCH_CHECK(fits, "key: expected [2] or one key for each index of the first batch dimensions, of size ",
                   to_string(size), ", got ", to_string(got));
   STD_TORCH_CHECK(plane_offset >= 0, "plane_offset: expected at least 0, got ", plane_offset);
-  const Tensor contiguous = torch::stable::contiguous(key);
+  const Tensor contiguous = key.is_contiguous() ? key : torch::stable::contiguous(key);
   job.keys = static_cast<const uint64_t*>(contiguous.const_data_ptr());
   job.planes_per_key = keys > 0 ? job.planes / keys : 1;
   job.plane_offset = uint64_t(plane_offset);
   return contiguous;
+}
+
+// A new contiguous tensor. The shim's function is called directly: through the dispatcher it would take as long as a
+// small plane's transform.
+Tensor empty(const Sizes& size, Dtype dtype) {
+  Sizes strides(size.size());
+  int64_t stride = 1;
+  for (size_t d = size.size(); d-- > 0; stride *= size[d]) strides[d] = stride;
+  int32_t type = 0;
+  switch (dtype) {
+    case Dtype::float32: type = aoti_torch_dtype_float32(); break;
+    case Dtype::float64: type = aoti_torch_dtype_float64(); break;
+    case Dtype::bfloat16: type = aoti_torch_dtype_bfloat16(); break;
+    case Dtype::float16: type = aoti_torch_dtype_float16(); break;
+  }
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), strides.data(), type,
+                                                         aoti_torch_device_type_cpu(), 0, &handle));
+  return Tensor(handle);
 }
 
 // ---- running ---------------------------------------------------------------------------------------------------
@@ -200,7 +219,7 @@ Tensor spectral_filter(const Tensor& input, const Tensor& weight, std::optional<
   Job job = describe(size, floating_dtype("input", input.scalar_type()), weight);
   job.input = describe_planes(input, Sizes(size.begin(), size.end() - 2));
   if (scale) job.scale = describe_scale("scale", *scale, size);
-  const Tensor output = torch::stable::new_empty(input, size);
+  const Tensor output = empty(size, job.dtype);
   job.output = output.mutable_data_ptr();
   run(kernels().spectral_filter, job);
   return output;
@@ -213,7 +232,7 @@ Tensor shaped_noise(const Tensor& key, Sizes size, const Tensor& weight, std::op
   Job job = describe(size, floating_dtype("dtype", type), weight);
   const Tensor keys = describe_keys(job, key, size, plane_offset);
   if (scale) job.scale = describe_scale("scale", *scale, size);
-  const Tensor output = torch::stable::new_empty(weight, size, type);
+  const Tensor output = empty(size, job.dtype);
   job.output = output.mutable_data_ptr();
   run(kernels().shaped_noise, job);
   return output;
@@ -228,7 +247,7 @@ std::tuple<Tensor, Tensor> add_noise(const Tensor& input, const Tensor& key, con
   job.input = describe_planes(input, Sizes(size.begin(), size.end() - 2));
   job.signal_scale = describe_scale("signal_scale", signal_scale, size);
   job.scale = describe_scale("noise_scale", noise_scale, size);
-  const Tensor noisy = torch::stable::new_empty(input, size), noise = torch::stable::new_empty(input, size);
+  const Tensor noisy = empty(size, job.dtype), noise = empty(size, job.dtype);
   job.output = noisy.mutable_data_ptr();
   job.noise = noise.mutable_data_ptr();
   run(kernels().add_noise, job);
@@ -247,7 +266,7 @@ std::tuple<Tensor, Tensor> whitened_mse(const Tensor& input, const Tensor& targe
   Job job = describe(size, floating_dtype("input", input.scalar_type()), weight);
   job.input = describe_planes(input, batch);
   job.target = describe_planes(target, batch);
-  const Tensor whitened = torch::stable::new_empty(input, with_residual ? size : Sizes{0});
+  const Tensor whitened = empty(with_residual ? size : Sizes{0}, job.dtype);
   if (with_residual) job.output = whitened.mutable_data_ptr();
   std::vector<double> plane_loss(job.planes);
   job.plane_loss = plane_loss.data();
@@ -255,7 +274,7 @@ std::tuple<Tensor, Tensor> whitened_mse(const Tensor& input, const Tensor& targe
 
   double sum = 0;  // in the planes' order, whatever the threads did
   for (double loss : plane_loss) sum += loss;
-  const Tensor loss = torch::stable::new_empty(input, {}, weight.scalar_type());
+  const Tensor loss = empty({}, job.dtype == Dtype::float64 ? Dtype::float64 : Dtype::float32);
   if (job.dtype == Dtype::float64) {
     *static_cast<double*>(loss.mutable_data_ptr()) = sum / double(job.planes);
   } else {

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch.autograd_function import enable_single_level_autograd_function
+from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 from ._build import library_path
 from .backends import composite
@@ -239,17 +242,53 @@ for _name, _check_arguments, _fake, _composite in [
 
 
 def _whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    _check_floating("input", input.dtype)
+    _check_floating("target", target.dtype)
     dtype = torch.promote_types(input.dtype, target.dtype)
     with_residual = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
     return _ops._whitened_mse(input.to(dtype), target.to(dtype), weight, with_residual)[0]
 
 
-_library.impl("whitened_mse", _whitened_mse, "CompositeImplicitAutograd")
+for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
+    _library.impl("whitened_mse", _whitened_mse, _key)
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
 # T_w is its own adjoint, so the gradient of a filter is the same filter. Every formula below consists of
-# differentiable operators, so second derivatives follow.
+# differentiable operators, so second derivatives follow. A save function keeps what its formula needs of the
+# operator's arguments, with their defaults, and of its output.
+
+
+def _register_autograd(name: str, backward, save) -> None:
+    """As `torch.library.register_autograd`, which refuses torch.func.grad (pytorch/pytorch#168393) and lets the
+    tangents of forward mode vanish. Here every transform of torch.func works, and forward mode is an error."""
+    operator = getattr(_ops, name).default
+    arguments = len([a for a in operator._schema.arguments if not a.kwarg_only])
+
+    def redispatch(keyset, args, kwargs):
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+
+    class Function(_SingleLevelFunction):
+        @staticmethod
+        def forward(ctx, keyset, kwargs, *args):
+            with torch.enable_grad():  # for the outer transforms of torch.func
+                output = redispatch(keyset, args, kwargs)
+            save(ctx, *_padded(args, arguments), output=output, **kwargs)
+            return output
+
+        @staticmethod
+        def backward(ctx, *grads):
+            return None, None, *backward(ctx, _padded(ctx.needs_input_grad[2:], arguments), *grads)
+
+    def run(keyset, *args, **kwargs):
+        needs_grad = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
+        if needs_grad or forward_ad._current_level >= 0:
+            with enable_single_level_autograd_function():
+                return Function.apply(keyset, kwargs, *args)
+        return redispatch(keyset, args, kwargs)
+
+    _library.impl(name, run, "Autograd", with_keyset=True)
 
 
 def _padded(values: Sequence, length: int) -> list:
@@ -268,13 +307,13 @@ def _times(planes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
     return planes if scale is None else planes * align_left(scale, planes.ndim).to(dtype)
 
 
-def _spectral_filter_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
+def _spectral_filter_save(ctx, input, weight, scale, *, output):
+    ctx.save_for_backward(input, weight, scale)
 
 
-def _spectral_filter_backward(ctx, grad):
+def _spectral_filter_backward(ctx, needs_grad, grad):
     input, weight, scale = ctx.saved_tensors
-    needs_input, needs_weight, needs_scale = _padded(ctx.needs_input_grad, 3)
+    needs_input, needs_weight, needs_scale = needs_grad
     dtype = weight.dtype
     grad_input = grad_weight = grad_scale = None
     if needs_input:
@@ -286,10 +325,9 @@ def _spectral_filter_backward(ctx, grad):
     return grad_input, grad_weight, grad_scale
 
 
-def _shaped_noise_context(ctx, inputs, keyword_only_inputs, output):
-    key, size, weight, scale = inputs
+def _shaped_noise_save(ctx, key, size, weight, scale, *, plane_offset=0, dtype=None, output):
     ctx.save_for_backward(key, weight, scale)
-    ctx.size, ctx.plane_offset = size, keyword_only_inputs["plane_offset"]
+    ctx.size, ctx.plane_offset = size, plane_offset
 
 
 def _white_noise(key, size, weight, plane_offset):
@@ -297,9 +335,9 @@ def _white_noise(key, size, weight, plane_offset):
     return _ops.shaped_noise(key, size, ones, plane_offset=plane_offset)
 
 
-def _shaped_noise_backward(ctx, grad):
+def _shaped_noise_backward(ctx, needs_grad, grad):
     key, weight, scale = ctx.saved_tensors
-    _, _, needs_weight, needs_scale = _padded(ctx.needs_input_grad, 4)
+    _, _, needs_weight, needs_scale = needs_grad
     dtype = weight.dtype
     grad_weight = grad_scale = None
     if needs_weight:
@@ -311,15 +349,15 @@ def _shaped_noise_backward(ctx, grad):
     return None, None, grad_weight, grad_scale
 
 
-def _add_noise_context(ctx, inputs, keyword_only_inputs, output):
-    ctx.save_for_backward(*inputs)
-    ctx.plane_offset = keyword_only_inputs["plane_offset"]
+def _add_noise_save(ctx, *args, plane_offset=0, output):
+    ctx.save_for_backward(*args)
+    ctx.plane_offset = plane_offset
     ctx.set_materialize_grads(False)  # often only one of the outputs has a gradient
 
 
-def _add_noise_backward(ctx, grad_noisy, grad_noise):
+def _add_noise_backward(ctx, needs_grad, grad_noisy, grad_noise):
     input, key, weight, signal_scale, noise_scale = ctx.saved_tensors
-    needs_input, _, needs_weight, needs_signal_scale, needs_noise_scale = ctx.needs_input_grad
+    needs_input, _, needs_weight, needs_signal_scale, needs_noise_scale = needs_grad
     dtype = weight.dtype
     grad_input = grad_weight = grad_signal_scale = grad_noise_scale = None
     if needs_input and grad_noisy is not None:
@@ -342,22 +380,26 @@ def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else b if a is None else a + b
 
 
-def _whitened_mse_context(ctx, inputs, output):
-    input, target, weight, ctx.with_residual = inputs
+def _whitened_mse_save(ctx, input, target, weight, with_residual, *, output):
     ctx.save_for_backward(input, target, weight, output[1])
+    ctx.with_residual = with_residual
     ctx.set_materialize_grads(False)  # outside of second derivatives only the loss has a gradient
 
 
-def _whitened_mse_backward(ctx, grad_loss, grad_whitened):
+def _whitened_mse_backward(ctx, needs_grad, grad_loss, grad_whitened):
     # loss = <r, T_u r> / numel and whitened = T_u r, with r = input - target and u = whitening(w)
     input, target, weight, whitened = ctx.saved_tensors
-    needs_input, needs_target, needs_weight, _ = ctx.needs_input_grad
-    width, per_value = input.shape[-1], None if grad_loss is None else grad_loss / max(input.numel(), 1)
+    needs_input, needs_target, needs_weight, _ = needs_grad
+    width, per_value = input.shape[-1], None
+    if grad_loss is not None:  # divided by a tensor, as vmap takes no symbolic number
+        per_value = grad_loss / torch.full((), max(input.numel(), 1), dtype=weight.dtype, device=weight.device)
     if not ctx.with_residual:
         grad_whitened = None
     grad_residual = grad_weight = None
     if needs_input or needs_target:
-        _check(ctx.with_residual, "with_residual: expected True where input or target requires a gradient, got False")
+        if not ctx.with_residual:  # an outer transform of torch.func needs what the inner one did not
+            residual = input.to(weight.dtype) - target.to(weight.dtype)
+            whitened = _ops.spectral_filter(residual, whitening(weight, width)).to(input.dtype)
         grad_residual = _sum(
             None if per_value is None else whitened * (2 * per_value),
             None if grad_whitened is None else _ops.spectral_filter(grad_whitened, whitening(weight, width)),
@@ -377,13 +419,10 @@ def _whitened_mse_backward(ctx, grad_loss, grad_whitened):
     return grad_residual if needs_input else None, grad_target, grad_weight, None
 
 
-for _name, _backward, _context in [
-    ("spectral_filter", _spectral_filter_backward, _spectral_filter_context),
-    ("shaped_noise", _shaped_noise_backward, _shaped_noise_context),
-    ("add_noise", _add_noise_backward, _add_noise_context),
-    ("_whitened_mse", _whitened_mse_backward, _whitened_mse_context),
-]:
-    torch.library.register_autograd(f"sagd::{_name}", _backward, setup_context=_context, lib=_library)
+_register_autograd("spectral_filter", _spectral_filter_backward, _spectral_filter_save)
+_register_autograd("shaped_noise", _shaped_noise_backward, _shaped_noise_save)
+_register_autograd("add_noise", _add_noise_backward, _add_noise_save)
+_register_autograd("_whitened_mse", _whitened_mse_backward, _whitened_mse_save)
 
 
 # ---- vmap: the new dimension becomes the first batch dimension -----------------------------------------------------
@@ -436,11 +475,11 @@ def _vmap_add_noise(info, in_dims, input, key, weight, signal_scale, noise_scale
 def _vmap_whitened_mse(info, in_dims, input, target, weight, with_residual):
     input_dim, target_dim, weight_dim, _ = in_dims
     input = _to_front(input, input_dim, info.batch_size)
-    residual = input - _to_front(target, target_dim, info.batch_size)
+    residual = input.to(weight.dtype) - _to_front(target, target_dim, info.batch_size).to(weight.dtype)
     weight = _weight_to_front(weight, weight_dim, input.ndim - 1)
     whitened = _ops.spectral_filter(residual, whitening(weight, input.shape[-1]))
-    loss = (residual.to(weight.dtype) * whitened.to(weight.dtype)).flatten(1).mean(1)
-    return (loss, whitened if with_residual else input.new_empty(info.batch_size, 0)), (0, 0)
+    loss = (residual * whitened).flatten(1).mean(1)
+    return (loss, whitened.to(input.dtype) if with_residual else input.new_empty(info.batch_size, 0)), (0, 0)
 
 
 for _name, _vmap in [

@@ -27,7 +27,8 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
     synchronises, so it can be captured in a CUDA graph.
     """
     source = generator.device if generator is not None else device
-    drawn = torch.empty(2, dtype=torch.int64, device=source).random_(-(2**63), None, generator=generator)
+    halves = torch.randint(2**32, (2, 2), generator=generator, dtype=torch.int64, device=source)
+    drawn = halves[:, 0] | halves[:, 1] << 32
     return drawn.view(torch.uint64).to(device if device is not None else drawn.device)
 
 
@@ -50,17 +51,19 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     return halves.view(torch.uint64)
 
 
-def philox(key: Tensor, counter: Tensor) -> Tensor:
-    """The Philox4x32-10 blocks number key.offset + counter of the stream key.seed.
+def philox(key: Tensor, counter: Tensor, origin: int = 0) -> Tensor:
+    """The Philox4x32-10 blocks number key.offset + origin + counter of the stream key.seed.
 
-    `key` is uint64 [..., 2], `counter` int64 that broadcasts against [...]; the sum is 128 bits wide, carries kept.
-    Returns the four words of each block as int64 [..., 4] in 0 .. 2^32 - 1.
+    `key` is uint64 [..., 2], `counter` int64 that broadcasts against [...], read as unsigned, and `origin` an integer
+    of up to 128 bits; so is the sum, carries kept. Returns the four words of each block as int64 [..., 4] in
+    0 .. 2^32 - 1.
     """
     seed, offset = key.view(torch.int64).unbind(-1)
-    low = (offset & _MASK) + (counter & _MASK)
-    middle = (offset >> 32 & _MASK) + (counter >> 32 & _MASK) + (low >> 32)
-    c0, c1, c2 = low & _MASK, middle & _MASK, middle >> 32
-    c3 = torch.zeros_like(c0)
+    low = (offset & _MASK) + (counter & _MASK) + (origin & _MASK)
+    middle = (offset >> 32 & _MASK) + (counter >> 32 & _MASK) + (origin >> 32 & _MASK) + (low >> 32)
+    high = (middle >> 32) + (origin >> 64 & _MASK)
+    c0, c1, c2 = low & _MASK, middle & _MASK, high & _MASK
+    c3 = (high >> 32) + (origin >> 96) & _MASK
     k0, k1 = seed & _MASK, seed >> 32 & _MASK
     for _ in range(10):
         # int64 products wrap, but their 64 bits are those of the unsigned product

@@ -40,6 +40,8 @@ def whitening(weight: Tensor, width: int) -> Tensor:
 
 def cross_spectrum(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     """The gradient of <b, T_w a> in the half-plane weight w: summed to the weight's shape and dtype."""
+    if a.numel() == 0:  # which torch.fft refuses
+        return torch.zeros_like(weight)
     height, width = a.shape[-2:]
     spectra = torch.fft.rfft2(a.to(weight.dtype)), torch.fft.rfft2(b.to(weight.dtype))
     product = (spectra[0].conj() * spectra[1]).real * multiplicity(width, like=weight)

@@ -1,6 +1,7 @@
 """The operators as composites of torch.fft: what runs on devices without kernels, and the tests' measure.
 
 Arguments have been checked. Computes in float32 (float64 for float64), at the price of several passes over memory.
+Empty batches, which torch.fft refuses, have nothing to compute.
 """
 
 import torch
@@ -11,11 +12,15 @@ from ..spectral import even_part, whitening
 
 
 def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    if input.numel() == 0:
+        return torch.empty_like(input, memory_format=torch.contiguous_format)
     spectrum = torch.fft.rfft2(input.to(weight.dtype)) * even_part(weight, input.shape[-1])
     return _scaled(torch.fft.irfft2(spectrum, s=input.shape[-2:]), scale).to(input.dtype)
 
 
 def shaped_noise(key, size, weight, scale=None, *, plane_offset=0, dtype=None) -> Tensor:
+    if 0 in size:
+        return weight.new_empty(size, dtype=dtype or weight.dtype)
     half = white_spectrum(key, size, plane_offset)[..., : weight.shape[-1]]
     spectrum = half.to(device=weight.device, dtype=weight.dtype.to_complex()) * even_part(weight, size[-1])
     return _scaled(torch.fft.irfft2(spectrum, s=tuple(size[-2:])), scale).to(dtype or weight.dtype)
