@@ -44,12 +44,19 @@ std::string dtype_name(ScalarType type) {
     case ScalarType::BFloat16: return "torch.bfloat16";
     case ScalarType::Half: return "torch.float16";
     case ScalarType::UInt64: return "torch.uint64";
+    case ScalarType::UInt32: return "torch.uint32";
+    case ScalarType::UInt16: return "torch.uint16";
     case ScalarType::Long: return "torch.int64";
     case ScalarType::Int: return "torch.int32";
     case ScalarType::Short: return "torch.int16";
     case ScalarType::Char: return "torch.int8";
     case ScalarType::Byte: return "torch.uint8";
     case ScalarType::Bool: return "torch.bool";
+    case ScalarType::Float8_e5m2: return "torch.float8_e5m2";
+    case ScalarType::Float8_e5m2fnuz: return "torch.float8_e5m2fnuz";
+    case ScalarType::Float8_e4m3fn: return "torch.float8_e4m3fn";
+    case ScalarType::Float8_e4m3fnuz: return "torch.float8_e4m3fnuz";
+    case ScalarType::ComplexHalf: return "torch.complex32";
     case ScalarType::ComplexFloat: return "torch.complex64";
     case ScalarType::ComplexDouble: return "torch.complex128";
     default: return "dtype " + std::to_string(int(type));
@@ -76,8 +83,22 @@ void check_size(const char* name, const Sizes& size) {
                   ": expected planes of less than 2^30 values, got ", to_string(size));
 }
 
+std::string device_name(const Tensor& tensor) {
+  using torch::headeronly::DeviceType;
+  std::string name;
+  switch (tensor.device().type()) {
+    case DeviceType::Meta: return "meta";
+    case DeviceType::CUDA: name = "cuda"; break;
+    case DeviceType::XPU: name = "xpu"; break;
+    case DeviceType::MPS: name = "mps"; break;
+    default: name = "device type " + std::to_string(int(tensor.device().type()));
+  }
+  return name + ':' + std::to_string(tensor.get_device_index());
+}
+
 void check_cpu(const char* name, const Tensor& tensor) {
-  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on cpu, the device of the other arguments");
+  STD_TORCH_CHECK(tensor.is_cpu(), name, ": expected a tensor on cpu, the device of the other arguments, got ",
+                  device_name(tensor));
 }
 
 int64_t product(const Sizes& sizes) {

@@ -44,9 +44,11 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """
-    _checked(key)
     data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
-    words = philox(key, data)
+    seed, offset = _checked(key).view(torch.int64).unbind(-1)
+    # modulo 2^64, as torch has it: the sum does not carry into the counter's upper half
+    block = torch.stack(torch.broadcast_tensors(seed, offset + data), dim=-1)
+    words = philox(block.view(torch.uint64), torch.zeros_like(data))
     halves = words[..., 0::2] | words[..., 1::2] << 32
     return halves.view(torch.uint64)
 

@@ -72,9 +72,9 @@ def white_spectrum(key: Tensor, size, plane_offset: int = 0) -> Tensor:
         raise ValueError(f"key: leading dimensions {tuple(lead)} must be those of size {tuple(size)}")
     rows, columns = height // 2 + 1, width // 2 + 1
     planes_per_key = int(torch.Size(size[len(lead) : -2]).numel())
-    plane = plane_offset + torch.arange(planes_per_key).view(-1, 1, 1)
-    counter = (plane * rows + torch.arange(rows).view(-1, 1)) * columns + torch.arange(columns)
-    g0, g1, g2, g3 = normals(philox(key.reshape(-1, 1, 1, 1, 2).cpu(), counter))
+    counter = torch.arange(planes_per_key * rows * columns).view(planes_per_key, rows, columns)
+    origin = plane_offset * rows * columns  # may be beyond 64 bits
+    g0, g1, g2, g3 = normals(philox(key.reshape(-1, 1, 1, 1, 2).cpu(), counter, origin))
 
     k, l = torch.arange(rows).view(-1, 1), torch.arange(columns)
     k_is_own_negative, l_is_own_negative = (2 * k) % height == 0, (2 * l) % width == 0

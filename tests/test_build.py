@@ -99,7 +99,7 @@ def test_only_the_bindings_include_torch():
     ("macros", "accepted"),
     [
         (["__GNUC__ 10"], False),
-        (["__GNUC__ 11"], True),
+        (["__GNUC__ 12"], True),
         (["__GNUC__ 4", "__clang_major__ 13"], False),
         (["__GNUC__ 4", "__clang_major__ 14"], True),
         ([], False),
@@ -115,7 +115,7 @@ def test_a_compiler_without_cpp20_is_refused_with_what_is_needed(setup_module, m
         assert setup_module.find_compiler().version == "cxx 1.0"
     else:
         with pytest.raises(
-            setup_module.PlatformError, match=r"needs a C\+\+20 compiler, g\+\+ >= 11 or clang\+\+ >= 14"
+            setup_module.PlatformError, match=r"needs a C\+\+20 compiler, g\+\+ >= 12 or clang\+\+ >= 14"
         ):
             setup_module.find_compiler()
 

@@ -273,7 +273,7 @@ def test_fold_in_and_split_agree(key):
 
 @pytest.mark.parametrize(("seed", "offset", "data"), [(5, 0, 3), (LARGEST, LARGEST, 2**62), (9, 2**32 - 1, 1)])
 def test_fold_in_is_a_block_of_the_stream(seed, offset, data):
-    r = philox_by_the_book(offset + data, seed)
+    r = philox_by_the_book((offset + data) % 2**64, seed)  # torch's functions drop this carry
     assert sagd.fold_in(make_key(seed, offset), data).tolist() == [r[0] | r[1] << 32, r[2] | r[3] << 32]
 
 

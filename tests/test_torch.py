@@ -201,6 +201,14 @@ def mapped_argument(kind, dim, *, weight_lead=(), scale_shape=(2,), seed=0):
     return stacked[0] if dim is None else stacked.movedim(0, dim)
 
 
+@pytest.fixture(autouse=True)
+def _no_loops_in_vmap():
+    """Where an operator has no rule for vmap, torch calls it in a loop: here that is an error."""
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    yield
+    torch._C._functorch._set_vmap_fallback_enabled(True)
+
+
 def assert_vmap_equals_loop(function, in_dims, args):
     results, expected = vmap(function, in_dims)(*args), loop(function, in_dims, args)
     for got, wanted in zip(*(r if isinstance(r, tuple) else (r,) for r in (results, expected)), strict=True):
