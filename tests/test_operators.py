@@ -42,6 +42,11 @@ def apply(operator, args, kwargs):
     return result if isinstance(result, tuple) else (result,)
 
 
+def planes_of(results):
+    """Those of an operator's results that have planes: all but the loss."""
+    return [result for result in results if result.ndim]
+
+
 def assert_same_bits(actual, expected):
     for a, e in zip(actual, expected, strict=True):
         assert a.dtype == e.dtype
@@ -248,6 +253,17 @@ def test_weights_broadcast_from_the_right(operator, lead):
     assert_operator_close(operator, *args, **kwargs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@each_operator
+def test_samples_of_many_channels_keep_their_own_weight(operator, dtype):
+    size = (3, 37, 9, 10)  # so many that groups of planes which kernels take at a time have one weight, or two
+    planes, weight = torch.randn(size).to(dtype), random_weight(3, 1, 9, 10, dtype=dtype)
+    args, kwargs = arguments(operator, size, dtype, planes=planes, weight=weight)
+    result = planes_of(apply(operator, args, kwargs))
+    args, kwargs = arguments(operator, size, dtype, planes=planes, weight=weight.expand(3, 37, 9, 6).contiguous())
+    assert_same_bits(result, planes_of(apply(operator, args, kwargs)))
+
+
 SCALES = [(), (1,), (2,), (2, 1), (1, 3), (2, 3), (2, 1, 1, 1), (2, 3, 1), (1, 3, 1, 1), (1, 1, 1, 1)]
 
 
@@ -294,11 +310,6 @@ def test_a_batch_of_more_dimensions_than_can_be_merged():
 
 SAMPLES = 5
 OTHERS = torch.tensor([0, 1, 3, 4])  # all but the third
-
-
-def planes_of(results):
-    """Those of an operator's results that have planes: all but the loss."""
-    return [result for result in results if result.ndim]
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30], ids=str)

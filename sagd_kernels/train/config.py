@@ -26,7 +26,7 @@ class Config:
     channels: int | None = None
     weight: str = "power:-0.5"
     model: str = "small"
-    steps: int = 4000
+    steps: int = 3000
     batch: int = 32
     lr: float = 2e-3
     warmup: int = 100
