@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <cstring>
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -206,7 +206,7 @@ Tensor describe_keys(Job& job, const Tensor& key, const Sizes& size, int64_t pla
 Tensor empty(const Sizes& size, Dtype dtype) {
   Sizes strides(size.size());
   int64_t stride = 1;
-  for (size_t d = size.size(); d-- > 0; stride *= size[d]) strides[d] = stride;
+  for (size_t d = size.size(); d-- > 0; stride *= std::max<int64_t>(size[d], 1)) strides[d] = stride;
   int32_t type = 0;
   switch (dtype) {
     case Dtype::float32: type = aoti_torch_dtype_float32(); break;

@@ -44,6 +44,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """
+    if isinstance(data, int):
+        data = (data + 2**63) % 2**64 - 2**63  # as the int64 with the same bits
     data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
     seed, offset = _checked(key).view(torch.int64).unbind(-1)
     # modulo 2^64, as torch has it: the sum does not carry into the counter's upper half

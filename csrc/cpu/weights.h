@@ -35,8 +35,9 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
     return column_stride == 1 ? load_first(from, n) : load_strided(from, column_stride, n);
   };
 
-  Vec<T> count = {};  // bins with w > 0; each row k stands for -k too
+  double kept = 0;  // bins with w > 0
   for (int k0 = 0; k0 < rows; k0 += L) {
+    Vec<T> count = {};
     Vec<T>* strip = to.table + k0 / L * int64_t(width);
     for (int l0 = 0; l0 < columns; l0 += L) {
       const int n = columns - l0 < L ? columns - l0 : L;
@@ -59,10 +60,9 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
         }
       }
     }
+    for (int i = 0; i < L; ++i) kept += 2 * double(count[i]);  // each row k stands for -k, too
   }
 
-  double kept = 0;
-  for (int i = 0; i < L; ++i) kept += 2 * double(count[i]);
   const int middle = height % 2 == 0 ? height / 2 : 0;
   for (int l = 0; l < width; ++l) {
     const int64_t column = (l < columns ? l : width - l) * column_stride;
