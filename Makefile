@@ -26,7 +26,7 @@ help: ## list the targets
 
 demo: $(INSTALLED) build ## train a small diffusion model with shaped noise, into runs/demo
 	@echo "==> Training; results go to runs/demo"
-	@$(BIN)/python -m sagd_kernels.train --output runs/demo $(ARGS)
+	@$(BIN)/python -m sagd_kernels.train --output runs/demo --overwrite $(ARGS)
 
 test: $(INSTALLED) build ## run the tests
 	@echo "==> Running the tests"
