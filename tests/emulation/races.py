@@ -1,0 +1,143 @@
+"""Races in shared memory: two threads, one of which writes, without a barrier between them.
+
+Shared memory is watched in cells as wide as the kernel's narrowest access. Each cell remembers its last writer and
+reader with the block's and the warp's barrier epoch at that time; an access by another thread in the same epoch is a
+race, unless a `bar.warp.sync` lies between two threads of one warp.
+
+What it does not see: races between blocks, missing memory fences, a barrier that only a part of the block takes
+(`bar.sync` with a thread count) where it should be all; atomics race only with plain accesses.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .errors import Race
+
+if TYPE_CHECKING:
+    from .machine import Machine
+
+NOBODY = -1
+ONE_THREAD, ONE_WARP, SEVERAL_WARPS = range(3)
+
+
+class RaceDetector:
+    """Watches the shared memory of one batch of blocks.
+
+    As long as all blocks of the batch do the same only the first block's cells are kept (`_first_only`).
+    """
+
+    def __init__(self, machine: "Machine", cell: int) -> None:
+        self._m, self._cell = machine, cell
+        self._first_only = True
+        self._outstanding = 0  # bytes of cp.async
+        cells = max(1, machine.batch_size * machine.shared_bytes // cell)
+        self._writer, self._reader, self._write_epoch, self._read_epoch = (
+            np.full(cells, NOBODY, np.int32) for _ in range(4)
+        )
+        self._write_warp_epoch, self._read_warp_epoch, self._pending = (np.zeros(cells, np.int32) for _ in range(3))
+        self._readers = np.zeros(cells, np.int8)  # of this epoch: ONE_THREAD, ONE_WARP or SEVERAL_WARPS
+
+    def access(self, index, width: int, lanes, what: str, same_in_all_blocks) -> None:
+        """Threads `lanes` access `width` bytes at `index` in the batch's shared memory.
+
+        `same_in_all_blocks` is (index, lanes) of the first block if every block does the same, else None.
+        """
+        if self._first_only:
+            if same_in_all_blocks is None or self._outstanding or self._epochs_differ():
+                self._split()
+            else:
+                index, lanes = same_in_all_blocks
+        cells, threads = index // self._cell, lanes
+        per_access = max(1, width // self._cell)
+        if per_access > 1:
+            cells = (cells[:, None] + np.arange(per_access)).reshape(-1)
+            threads = np.repeat(threads, per_access)
+        if self._outstanding and self._pending[cells].any():
+            byte = self._byte(cells[np.argmax(self._pending[cells])])
+            raise Race(f"shared access to byte {byte} that an outstanding cp.async may be writing")
+        self._check_against_writes(cells, threads, what)
+        if what == "load":
+            self._record_read(cells, threads)
+        elif what == "store":
+            self._check_against_reads(cells, threads)
+            self._writer[cells] = threads
+            self._write_epoch[cells], self._write_warp_epoch[cells] = self._epochs(threads)
+
+    def outstanding(self, index, lanes, nbytes: int, sign: int) -> None:
+        """A cp.async of `nbytes` for each lane to in-block byte `index` was issued (+1) or has landed (-1)."""
+        self._outstanding += sign * len(index)
+        if self._first_only:
+            self._split()
+        index = index + self._m.lane_block[lanes] * self._m.shared_bytes
+        for offset in range(0, nbytes, self._cell):
+            np.add.at(self._pending, (index + offset) // self._cell, sign)
+
+    # -- the rules
+
+    def _check_against_writes(self, cells, threads, what: str) -> None:
+        writer = self._writer[cells]
+        block_epoch, warp_epoch = self._epochs(threads)
+        clash = (self._write_epoch[cells] == block_epoch) & (writer != threads)
+        if clash.any():
+            clash &= ~(self._one_warp(writer, threads) & (self._write_warp_epoch[cells] < warp_epoch))
+        if clash.any():
+            self._fail("read-after-write" if what == "load" else "write-write", clash, cells, writer, threads)
+
+    def _check_against_reads(self, cells, threads) -> None:
+        reader = self._reader[cells]
+        block_epoch, warp_epoch = self._epochs(threads)
+        clash = (self._read_epoch[cells] == block_epoch) & ((reader != threads) | (self._readers[cells] > ONE_THREAD))
+        if clash.any():
+            synchronised = self._one_warp(reader, threads) & (self._read_warp_epoch[cells] < warp_epoch)
+            clash &= ~(synchronised & (self._readers[cells] < SEVERAL_WARPS))
+        if clash.any():
+            self._fail("write-after-read", clash, cells, reader, threads)
+
+    def _record_read(self, cells, threads) -> None:
+        reader = self._reader[cells]
+        block_epoch, warp_epoch = self._epochs(threads)
+        same_epoch = self._read_epoch[cells] == block_epoch
+        another = same_epoch & (reader != threads) & (reader >= 0)
+        kind = np.where(another, np.where(self._one_warp(reader, threads), ONE_WARP, SEVERAL_WARPS), ONE_THREAD)
+        self._readers[cells] = np.where(same_epoch, np.maximum(self._readers[cells], kind), ONE_THREAD)
+        self._reader[cells], self._read_epoch[cells], self._read_warp_epoch[cells] = threads, block_epoch, warp_epoch
+        last = self._reader[cells]
+        together = last != threads  # several lanes read one cell in this instruction
+        if together.any():
+            shared, one_warp = cells[together], self._one_warp(last[together], threads[together])
+            self._readers[shared] = np.where(one_warp, np.maximum(self._readers[shared], ONE_WARP), SEVERAL_WARPS)
+
+    # -- helpers
+
+    def _epochs(self, threads):
+        return self._m.block_epoch[self._m.lane_block[threads]], self._m.warp_epoch[self._m.warp[threads]]
+
+    def _one_warp(self, others, threads):
+        return self._m.warp[np.maximum(others, 0)] == self._m.warp[threads]
+
+    def _epochs_differ(self) -> bool:
+        block, warp = self._m.block_epoch, self._m.warp_epoch.reshape(self._m.batch_size, -1)
+        return bool((block != block[0]).any() or (warp != warp[0]).any())
+
+    def _split(self) -> None:
+        """The blocks part ways: each gets a copy of the first block's cells."""
+        self._first_only = False
+        blocks, cells = self._m.batch_size, self._m.shared_bytes // self._cell
+        shift = (self._m.threads_per_block * np.arange(blocks, dtype=np.int32))[:, None]
+        for name in ("write_epoch", "read_epoch", "write_warp_epoch", "read_warp_epoch", "readers"):
+            rows = getattr(self, "_" + name)[: cells * blocks].reshape(blocks, cells)
+            rows[1:] = rows[0]
+        for name in ("writer", "reader"):
+            rows = getattr(self, "_" + name)[: cells * blocks].reshape(blocks, cells)
+            rows[:] = np.where(rows[0] >= 0, rows[0] + shift, NOBODY)
+
+    def _byte(self, cell) -> int:
+        return int(cell) * self._cell % self._m.shared_bytes
+
+    def _fail(self, kind: str, clash, cells, others, threads) -> None:
+        first, block = int(np.argmax(clash)), self._m.threads_per_block
+        raise Race(
+            f"shared {kind} race: byte {self._byte(cells[first])}, threads {int(others[first]) % block} and "
+            f"{int(threads[first]) % block} since the last barrier"
+        )
