@@ -85,6 +85,7 @@ class Kernel:
     """One `.entry` of a PTX module: the one of that name, or the first.
 
     Attributes:
+        producer: what wrote it, "nvcc" or "triton"; "" if neither.
         target: the architecture that the module names, "sm_80".
         params: (name, type, offset, bytes) of each parameter.
         shared: offset of each variable in the block's shared memory; dynamic memory starts at `dynamic_offset`.
@@ -96,6 +97,7 @@ class Kernel:
     """
 
     def __init__(self, source: str, name: str | None = None) -> None:
+        self.producer = "nvcc" if "NVIDIA NVVM" in source else "triton" if "LLVM NVPTX" in source else ""
         source = _clean(source)
         matches = re.finditer(r"\.entry\s+([\w$]+)\s*\(", source)
         entry = next((match for match in matches if name in (None, match.group(1))), None)

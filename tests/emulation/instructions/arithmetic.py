@@ -209,7 +209,7 @@ def divide(m: "Machine", instr: Instr) -> Step:
     kind, dtype = kind_and_bits(type_)[0], numpy_type(type_)
     if kind == "f":
         if m.approximate and not {"approx", "full"}.isdisjoint(instr.mods):
-            return elementwise(m, instr, lambda a, b: _inexact(a / b, DIVISION_ERROR, b))
+            return elementwise(m, instr, lambda a, b: _inexact(np.divide(a, b, dtype=np.float64), DIVISION_ERROR, b))
         return elementwise(m, instr, lambda a, b: a / b)
     if kind != "s":
         return elementwise(m, instr, lambda a, b: (a // np.where(b == 0, 1, b)).astype(dtype))
@@ -251,23 +251,22 @@ ABSOLUTE = ("sin", "cos", "lg2")
 def elementary_function(m: "Machine", instr: Instr) -> Step:
     op, function = instr.op, FUNCTIONS[instr.op]
 
-    def exact(a):
-        wide = np.longdouble if a.dtype == np.float64 else np.float64
-        return function(a.astype(wide)).astype(a.dtype)
+    def wide(a):
+        return function(a.astype(np.longdouble if a.dtype == np.float64 else np.float64))
 
     def approximate(a):
         size = APPROXIMATION_ERROR[op]
         if op in ("sin", "cos"):
             size = np.select([np.abs(a) > 2 * np.pi, np.abs(a) > np.pi], [BEYOND_TWO_PI, BEYOND_PI], size)
-        return _inexact(exact(a), size, a, absolute=op in ABSOLUTE)
+        return _inexact(wide(a), size, a, absolute=op in ABSOLUTE)
 
-    inexact = m.approximate and "approx" in instr.mods and instr.types[-1] == "f32"
-    return elementwise(m, instr, approximate if inexact else exact)
+    if m.approximate and "approx" in instr.mods and instr.types[-1] == "f32":
+        return elementwise(m, instr, approximate)
+    return elementwise(m, instr, lambda a: wide(a).astype(a.dtype))
 
 
 def _inexact(exact: np.ndarray, size, argument: np.ndarray, absolute: bool = False) -> np.ndarray:
-    """The result off by a pseudo-random share of `size`."""
-    exact = np.asarray(exact, np.float64)
+    """float32 of a result that is off by a pseudo-random share of `size`."""
     bits = np.asarray(argument, np.float32).view(np.uint32).astype(np.uint64)
     share = ((bits * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(11)).astype(np.float64) * 2.0**-52 - 1
     scale = np.maximum(np.abs(exact), 1) if absolute else np.abs(exact)

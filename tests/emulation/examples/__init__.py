@@ -1,0 +1,1 @@
+"""Small kernels whose counts are known by hand, for the tests of the emulator."""

@@ -1,0 +1,598 @@
+"""The emulator of GPU kernels: it computes right, counts what can be counted by hand, and finds what is wrong."""
+
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.emulation import EmulationError, Kernel, Pointer, Race, Unsupported, counters, entries, launch, toolchain
+from tests.emulation.devices import DEVICES
+from tests.emulation.estimate import bounds, estimate, occupancy
+from tests.emulation.sass import machine_mix
+
+EXAMPLES = Path(__file__).parent / "emulation" / "examples"
+HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
+
+
+@lru_cache(None)
+def cuda(file: str, arch: str = "sm_80", *flags: str) -> str:
+    """PTX of an example, compiled once."""
+    if not toolchain.has("nvcc"):
+        pytest.skip("nvcc is not installed: the CUDA examples cannot be compiled")
+    return toolchain.compile_cuda(EXAMPLES / file, arch, *flags)
+
+
+def kernel(part: str, source: str | None = None) -> Kernel:
+    """The only kernel whose name contains `part`, of kernels.cu or of a module's text."""
+    source = source or cuda("kernels.cu")
+    (name,) = [name for name in entries(source) if part in name]
+    return Kernel(source, name)
+
+
+def needs(*names: str) -> None:
+    for name in names:
+        if not toolchain.has(name):
+            pytest.skip(f"{name} is not installed: it comes with triton and with nvcc")
+
+
+def single(body: str, *params: str) -> str:
+    """A kernel `k` with these parameters, registers of every type and a thread's number in %r0 and times 4 in %rd0."""
+    declared = ", ".join(f".param .{param}" for param in params)
+    return f"""{HEADER}.visible .entry k({declared}) {{
+        .reg .b32 %r<32>; .reg .f32 %f<32>; .reg .b64 %rd<32>; .reg .pred %p<8>; .reg .b16 %h<8>;
+        .shared .align 16 .b8 tile[512];
+        mov.u32 %r0, %tid.x;
+        mul.wide.u32 %rd0, %r0, 4;
+        {body}
+        ret;
+    }}"""
+
+
+def unary(instruction: str, values: np.ndarray, result: str = "f32") -> np.ndarray:
+    """`instruction %f2, %f1` on each value."""
+    body = f"""ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y];
+        add.u64 %rd1, %rd1, %rd0; add.u64 %rd2, %rd2, %rd0;
+        ld.global.f32 %f1, [%rd1]; {instruction}; st.global.{result} [%rd2], %{"f" if result == "f32" else "r"}2;"""
+    out = np.zeros(len(values), {"f32": np.float32, "s32": np.int32, "b32": np.uint32}[result])
+    launch(single(body, "u64 x", "u64 y"), (1,), (len(values),), [np.asarray(values, np.float32), out])
+    return out
+
+
+# -- values
+
+
+def philox(counter: list[int], key: list[int]) -> list[int]:
+    """Philox4x32-10 as published: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (2011)."""
+    c, k = counter, key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [(p1 >> 32) ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+        k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
+    return c
+
+
+def run_philox(counter: list[int], key: list[int], n: int = 128):
+    words, normals = np.zeros((n, 4), np.uint32), np.zeros((n, 4), np.float32)
+    args = [np.array(counter, np.uint32).tobytes(), np.array(key, np.uint32).tobytes(), words, normals]
+    return words, normals, launch(kernel("philox_normal"), (n // 64,), (64,), args)
+
+
+def test_philox_known_answers():
+    """Random123's known answers (kat_vectors, philox4x32-10)."""
+    assert [hex(word) for word in run_philox([0] * 4, [0] * 2)[0][0]] == [
+        "0x6627e8d5", "0xe169c58d", "0xbc57ac4c", "0x9b00dbd8",
+    ]  # fmt: skip
+    assert [hex(word) for word in run_philox([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2)[0][0]] == [
+        "0x408f276d", "0x41c83b0e", "0xa20bc7c6", "0x6d5451fd",
+    ]  # fmt: skip
+
+
+def test_box_muller():
+    words, normals, run = run_philox([0, 0, 0, 0], [1234, 0])
+    assert (words == [philox([i, 0, 0, 0], [1234, 0]) for i in range(len(words))]).all()
+    radius = np.sqrt(-2 * np.log((words[:, ::2] + 0.5) / 2**32))
+    angle = 2 * np.pi * words[:, 1::2].astype(np.int32) / 2**32
+    expected = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1).reshape(-1, 4)
+    assert np.abs(normals - expected).max() < 5e-6
+    found, warps = run.counters.instructions(), len(words) // 32
+    assert 36 * warps <= found["int_mul"] <= 44 * warps  # 10 rounds x 4 products, some merged or folded
+    assert found["mufu"] == 8 * warps  # 2 logarithms, square roots, sines and cosines
+    assert run.counters.dram_bytes == (0, 32 * len(words))
+    assert run.counters.lanes_per_warp == 32
+
+
+def test_integer_instructions():
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 2**32, (2, 64), dtype=np.uint64).astype(np.uint32)
+    out = np.zeros((64, 6), np.uint64)
+    launch(kernel("integers"), (1,), (64,), [a, b, out])
+    for i in range(64):
+        p, q = int(a[i]), int(b[i])
+        x = p | q << 32
+        y = (x * 0x9E3779B97F4A7C15 + 12345) % 2**64
+        assert [int(value) for value in out[i]] == [
+            y,
+            x * y >> 64,
+            bin(x).count("1") | (32 - p.bit_length()) << 8,
+            (p + q) % 2**32 | (16 + (p + q >> 32)) << 32,
+            int(f"{p:032b}"[::-1], 2),
+            x // (q | 1),
+        ]
+
+
+def test_rounding_to_tf32_and_bfloat16():
+    one, ulp = np.float32(1), np.float32(2**-10)
+    values = one + ulp * np.array([0.25, 0.5, 0.75, 1.5], np.float32)
+    assert list((unary("cvt.rna.tf32.f32 %f2, %f1", values) - one) / ulp) == [0, 1, 1, 2]
+    assert list((unary("cvt.rn.tf32.f32 %f2, %f1", values) - one) / ulp) == [0, 0, 1, 2]
+    bits = unary("cvt.rn.bf16x2.f32 %r2, %f1, %f1", one + 8 * ulp * np.array([0.25, 0.5, 1.5, 0.75], np.float32), "b32")
+    assert [hex(word) for word in bits] == ["0x3f803f80", "0x3f803f80", "0x3f823f82", "0x3f813f81"]
+
+
+def test_float_conversions_and_nan():
+    values = np.array([1.5, 2.5, -1.5, np.nan, 1e20, -1e20, np.inf, 0], np.float32)
+    assert list(unary("cvt.rni.s32.f32 %r2, %f1", values, "s32")) == [
+        2, 2, -2, 0, 2**31 - 1, -(2**31), 2**31 - 1, 0,
+    ]  # fmt: skip
+    assert list(unary("cvt.rzi.s32.f32 %r2, %f1", values, "s32"))[:4] == [1, 2, -1, 0]
+    quiet = unary("max.f32 %f2, %f1, 0f00000000", values)
+    assert list(quiet[:4]) == [1.5, 2.5, 0, 0]  # max ignores a NaN
+    assert np.isnan(unary("max.NaN.f32 %f2, %f1, 0f00000000", values)[3])
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "error"),
+    [
+        ("sin", np.sin, 2**-21.41),
+        ("cos", np.cos, 2**-21.19),
+        ("ex2", np.exp2, 2**-22),
+        ("lg2", np.log2, 2**-22),
+        ("rsqrt", lambda x: 1 / np.sqrt(x), 2**-22.9),
+    ],
+)
+def test_approximate_functions_are_as_inexact_as_documented(name, function, error):
+    x = np.linspace(0.01, 3, 1024).astype(np.float32)
+    exact = function(x.astype(np.float64))
+    scale = np.maximum(np.abs(exact), 1) if name in ("sin", "cos", "lg2") else np.abs(exact)
+    worst = np.max(np.abs(unary(f"{name}.approx.f32 %f2, %f1", x) - exact) / scale)
+    assert 0.9 * error < worst < error + 2**-24
+
+
+FRAGMENTS = {"tf32": (4, 8, 4, 2), "bf16": (2, 16, 4, 2), "f16": (2, 16, 4, 2)}  # bytes, k, registers of A and of B
+
+
+@pytest.mark.parametrize("type_", FRAGMENTS)
+def test_mma_takes_rounded_operands(type_):
+    """One m16n8 product, its fragments laid out as the PTX ISA's figures say, against NumPy on rounded operands."""
+    nbytes, k, na, nb = FRAGMENTS[type_]
+    rng = np.random.default_rng(1)
+    a, b = rng.standard_normal((16, k)).astype(np.float32), rng.standard_normal((k, 8)).astype(np.float32)
+    if type_ == "f16":
+        bits = {"a": a.astype(np.float16).view(np.uint16), "b": b.astype(np.float16).view(np.uint16)}
+        rounded = [value.astype(np.float16).astype(float) for value in (a, b)]
+    else:  # truncation: the low bits are ignored
+        kept = np.uint32(0xFFFFE000 if type_ == "tf32" else 0xFFFF0000)
+        cut = [value.view(np.uint32) & kept for value in (a, b)]
+        rounded = [value.view(np.float32).astype(float) for value in cut]
+        words = [a.view(np.uint32), b.view(np.uint32)]
+        bits = dict(zip("ab", words if type_ == "tf32" else [w >> 16 for w in cut], strict=True))
+    lane = np.arange(32)
+    group, member = lane >> 2, lane & 3
+    fragments = np.zeros((na + nb, 32), np.uint32)
+    per = 4 // nbytes
+    for i in range(na):
+        for h in range(per):
+            column = per * member + h + (k // 2) * (i >> 1)
+            fragments[i] |= bits["a"][group + 8 * (i & 1), column].astype(np.uint32) << np.uint32(16 * h)
+    for i in range(nb):
+        for h in range(per):
+            row = per * member + h + (k // 2) * i
+            fragments[na + i] |= bits["b"][row, group].astype(np.uint32) << np.uint32(16 * h)
+    loads = "".join(f"ld.global.b32 %r{i + 1}, [%rd1+{128 * i}];" for i in range(na + nb))
+    stores = "".join(f"st.global.f32 [%rd2+{128 * i}], %f{i};" for i in range(4))
+    body = f"""ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y];
+        add.u64 %rd1, %rd1, %rd0; add.u64 %rd2, %rd2, %rd0; {loads}
+        mov.f32 %f10, 0f3f800000;
+        mma.sync.aligned.m16n8k{k}.row.col.f32.{type_}.{type_}.f32 {{%f0, %f1, %f2, %f3}},
+            {{%r1, %r2, %r3, %r4}}, {{%r5, %r6}}, {{%f10, %f10, %f10, %f10}}; {stores}"""
+    out = np.zeros((4, 32), np.float32)
+    run = launch(single(body, "u64 x", "u64 y"), (1,), (32,), [fragments, out])
+    got = np.zeros((16, 8))
+    for i in range(4):
+        got[group + 8 * (i >> 1), 2 * member + (i & 1)] = out[i]
+    expected = rounded[0] @ rounded[1] + 1
+    assert np.abs(got - expected).max() < 1e-6
+    assert np.abs(got - (a.astype(float) @ b + 1)).max() > 1e-4  # it did lose what the type cannot hold
+    assert run.counters.mma_flops == {type_: 2 * 16 * 8 * k}
+
+
+def signal(*shape: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(np.complex64)
+
+
+def run_fft(source: str, n: int, x: np.ndarray, blocks: int | None = None, shared: int | None = None, **options):
+    """fft.cu's transform of the rows of x: (launch, spectrum, energy)."""
+    out = np.full((blocks or len(x), n), np.nan, np.complex64)
+    energy = np.zeros(len(out), np.float32)
+    shared = 8 * n if shared is None else shared
+    args = [x, out, energy]
+    run = launch(kernel(f"Li{n}E", source), (len(out),), (n // 4,), args, dynamic_shared=shared, **options)
+    return run, out, energy
+
+
+@pytest.mark.parametrize(("n", "flags"), [(256, ()), (1024, ("-use_fast_math",))])
+def test_fft(n, flags):
+    x = signal(5, n)
+    run, out, energy = run_fft(cuda("fft.cu", "sm_80", *flags), n, x)
+    expected = np.fft.fft(x.astype(np.complex128))
+    assert np.abs(out - expected).max() < 2e-6 * np.abs(expected).max()
+    assert np.allclose(energy, (np.abs(expected) ** 2).sum(1), rtol=1e-5)
+    stages, warps = {256: 4, 1024: 5}[n], n // 4 // 32
+    assert run.counters.barriers_per_block == 2 * (stages - 1) + 1
+    assert run.counters.instructions()["shuffle"] == 5 * 5 * (warps + 1)
+    assert run.counters.dram_bytes[0] == 5 * 8 * n
+    assert run.counters.traffic("global", "load").sector_efficiency == 1
+
+
+def test_results_do_not_depend_on_batching():
+    source, x = cuda("fft.cu"), signal(6, 256)
+    runs = [run_fft(source, 256, x, batch_lanes=lanes) for lanes in (1, 128, 1 << 16)]
+    for run, out, _ in runs[1:]:
+        assert (out == runs[0][1]).all()
+        assert run.counters.warps == runs[0][0].counters.warps
+        assert run.counters.traffic("shared") == runs[0][0].counters.traffic("shared")
+
+
+# -- what is wrong is found
+
+
+def without(source: str, name: str, pattern: str, number: int) -> str:
+    """A module without one match of a pattern in a kernel's body. IndexError if there are fewer."""
+    start = source.index(f".entry {name}")
+    end = source.find(".entry", start + 10)
+    matches = re.finditer(pattern, source[start : end if end > 0 else len(source)])
+    match = list(matches)[number]
+    return source[: start + match.start()] + source[start + match.end() :]
+
+
+BARRIER = r"bar\.sync[^;]*;"
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_every_needed_barrier_is_missed(blocks):
+    """All barriers of the FFT but the first are needed; without any one of them a race is reported."""
+    source, x = cuda("fft.cu", "sm_75"), signal(blocks, 256)
+    name = kernel("Li256E", source).name
+    run_fft(without(source, name, BARRIER, 0), 256, x)
+    for number in range(1, 7):
+        with pytest.raises(Race):
+            run_fft(without(source, name, BARRIER, number), 256, x)
+    with pytest.raises(IndexError):
+        without(source, name, BARRIER, 7)
+
+
+def test_transpose_without_its_barrier():
+    source = cuda("kernels.cu")
+    name = kernel("transposeILi1E").name
+    x, y = np.zeros((32, 32), np.float32), np.zeros((32, 32), np.float32)
+    with pytest.raises(Race, match="read-after-write"):
+        launch(Kernel(without(source, name, BARRIER, 0), name), (1,), (32, 32), [x, y])
+
+
+@pytest.mark.parametrize("lanes", [64, 1 << 14])
+def test_blocks_that_use_other_addresses(lanes):
+    """Their values, and their races in every block of a batch."""
+    blocks, t = 5, np.arange(64)
+    x = np.random.default_rng(0).standard_normal((blocks, 64)).astype(np.float32)
+    y, expected = x.copy(), np.empty_like(x)
+    for block in range(blocks):
+        shared = np.empty(64, np.float32)
+        shared[(t + 5 * block) % 64] = 2 * x[block][(t + block) % 64]
+        expected[block] = shared[63 - t]
+    launch(kernel("rotateILb1E"), (blocks,), (64,), [y], batch_lanes=lanes)
+    assert (y == expected).all()
+    with pytest.raises(Race, match="read-after-write"):
+        launch(kernel("rotateILb0E"), (blocks,), (64,), [x.copy()], batch_lanes=lanes)
+
+
+@pytest.mark.parametrize(
+    ("between", "threads", "race"),
+    [
+        ("bar.sync 0;", 64, False),
+        ("bar.warp.sync 0xffffffff;", 32, False),
+        ("bar.warp.sync 0xffffffff;", 64, True),
+        ("", 32, True),
+    ],
+)
+def test_a_warp_barrier_orders_one_warp(between, threads, race):
+    """The first thread of the last warp writes, all read."""
+    body = f"""setp.eq.u32 %p1, %r0, {threads - 32};
+        @%p1 st.shared.u32 [tile], %r0; {between} ld.shared.u32 %r2, [tile];"""
+    if race:
+        with pytest.raises(Race, match="read-after-write"):
+            launch(single(body), (1,), (threads,), [])
+    else:
+        launch(single(body), (1,), (threads,), [])
+
+
+def test_uninitialised_shared_memory_is_nan():
+    out = np.zeros(32, np.float32)
+    body = "ld.shared.f32 %f1, [tile]; ld.param.u64 %rd1, [y]; add.u64 %rd1, %rd1, %rd0; st.global.f32 [%rd1], %f1;"
+    launch(single(body, "u64 y"), (1,), (32,), [out])
+    assert np.isnan(out).all()
+
+
+ASYNC = """ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y]; add.u64 %rd1, %rd1, %rd0; add.u64 %rd2, %rd2, %rd0;
+    shl.b32 %r1, %r0, 2; mov.u32 %r2, tile; add.u32 %r2, %r2, %r1;
+    cp.async.ca.shared.global [%r2], [%rd1], 4; cp.async.commit_group; {wait}
+    ld.shared.f32 %f1, [%r2]; st.global.f32 [%rd2], %f1;"""
+
+
+@pytest.mark.parametrize("wait", ["cp.async.wait_group 0;", "cp.async.wait_all;", "cp.async.wait_group 1;", ""])
+def test_async_copies_land_when_they_are_waited_for(wait):
+    x, y = np.arange(64, dtype=np.float32), np.zeros(64, np.float32)
+    source = single(ASYNC.format(wait=wait), "u64 x", "u64 y")
+    if wait in ("cp.async.wait_group 1;", ""):
+        with pytest.raises(Race, match=r"outstanding cp\.async"):
+            launch(source, (1,), (64,), [x, y])
+        launch(source, (1,), (64,), [x, y], races=False)
+        assert np.isnan(y).all()
+    else:
+        run = launch(source, (1,), (64,), [x, y])
+        assert (y == x).all()
+        assert run.counters.dram_bytes == (256, 256)
+
+
+def test_memory_errors():
+    source, x = cuda("fft.cu", "sm_75"), signal(3, 256)
+    with pytest.raises(EmulationError, match="shared access out of bounds"):
+        run_fft(source, 256, x, shared=8 * 256 - 64)
+    with pytest.raises(EmulationError, match="global access out of bounds"):
+        run_fft(source, 256, x[:2].copy(), blocks=3)
+    with pytest.raises(EmulationError, match="misaligned 16-byte access"):
+        unaligned = Pointer(np.zeros(65, np.float32), 4)
+        launch(kernel("copy4"), (1,), (16,), [unaligned, np.zeros(64, np.float32)])
+
+
+def test_deadlock():
+    with pytest.raises(EmulationError, match="deadlock"):
+        launch(kernel("stuck"), (1,), (64,), [np.zeros(64, np.float32)])
+
+
+def test_shuffle_with_missing_lanes():
+    shuffle = "shfl.sync.bfly.b32 %r2, %r0, 1, 31, 0xffffffff;"
+    launch(single(shuffle), (1,), (64,), [])
+    with pytest.raises(EmulationError, match=r"shfl\.sync: lanes named in the mask are missing"):
+        launch(single(f"setp.lt.u32 %p1, %r0, 16; @%p1 {shuffle}"), (1,), (32,), [])
+
+
+def test_unsupported_is_said_when_it_is_reached():
+    launch(single("setp.ge.u32 %p1, %r0, 99; @%p1 bra A; ret; A: activemask.b32 %r1;"), (1,), (32,), [])
+    with pytest.raises(Unsupported, match=r"opcode activemask .*instruction 2: activemask\.b32 %r1"):
+        launch(single("activemask.b32 %r1;"), (1,), (32,), [])
+
+
+# -- counts
+
+
+def copy_of(n: int, **options):
+    x, y = np.arange(n, dtype=np.float32), np.zeros(n, np.float32)
+    run = launch(kernel("copy", HEADER + COPY), (-(-n // 256),), (256,), [x, y], **options)
+    return run.counters, x, y
+
+
+COPY = """.visible .entry copy(.param .u64 x, .param .u64 y) {
+    .reg .b32 %r<8>; .reg .f32 %f<2>; .reg .b64 %rd<8>;
+    ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y];
+    mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ntid.x; mov.u32 %r3, %tid.x;
+    mad.lo.s32 %r4, %r1, %r2, %r3; mul.wide.s32 %rd3, %r4, 4;
+    add.s64 %rd4, %rd1, %rd3; add.s64 %rd5, %rd2, %rd3;
+    ld.global.f32 %f1, [%rd4]; st.global.f32 [%rd5], %f1; ret; }"""
+
+
+def test_coalesced_copy():
+    found, x, y = copy_of(1024)
+    assert (x == y).all()
+    for what in ("load", "store"):
+        traffic = found.traffic("global", what)
+        assert (traffic.requests, traffic.bytes, traffic.sectors) == (32, 4096, 128)
+        assert traffic.sector_efficiency == 1
+    assert found.dram_bytes == (4096, 4096)
+    assert found.worst("global") == []
+
+
+def test_vector_copy_has_a_quarter_of_the_requests():
+    x, y = np.arange(4096, dtype=np.float32), np.zeros(4096, np.float32)
+    traffic = launch(kernel("copy4"), (4,), (256,), [x, y]).counters.traffic("global", "load")
+    assert (x == y).all()
+    assert (traffic.requests, traffic.sectors, traffic.bytes) == (32, 512, 16384)
+
+
+@pytest.mark.parametrize("stride", [4, 8])
+def test_strided_copy(stride):
+    n = 512
+    x, y = np.arange(n * stride, dtype=np.float32), np.zeros(n, np.float32)
+    found = launch(kernel("strided"), (2,), (256,), [x, y, stride]).counters
+    assert (y == x[::stride]).all()
+    assert found.traffic("global", "load").sector_efficiency == 1 / stride
+    assert found.traffic("global", "store").sector_efficiency == 1
+    assert found.dram_bytes == (4 * n * stride, 4 * n)
+    assert "ld.global" in found.worst("global")[0][0]
+
+
+def test_broadcast_is_one_sector_and_read_once():
+    x, y = np.ones(1024, np.float32), np.zeros(1024, np.float32)
+    found = launch(kernel("broadcast"), (4,), (256,), [x, y]).counters
+    assert found.traffic("global", "load").sectors == 128 + 32
+    assert found.dram_bytes == (4096, 4096)
+
+
+def test_partial_warps_and_unaligned_views():
+    x, y = np.arange(145, dtype=np.float32), np.zeros(144, np.float32)
+    found = launch(kernel("copy", HEADER + COPY), (3,), (48,), [Pointer(x, 4), y]).counters
+    assert (x[1:] == y).all()
+    assert found.lanes_per_warp == 24
+    assert found.traffic("global", "load").sectors == 3 * (5 + 3)  # one more than aligned, in each request
+    assert found.traffic("global", "store").sectors == 3 * (4 + 2)
+
+
+def test_sampled_blocks_stand_for_the_grid():
+    whole, sampled = copy_of(64 * 256)[0], copy_of(64 * 256, blocks=range(24, 32))[0]
+    assert sampled.scale == 8 and sampled.dram_bytes == whole.dram_bytes
+    assert {name: 8 * n for name, n in sampled.instructions().items()} == whole.instructions()
+
+
+def test_what_all_blocks_share_is_not_scaled():
+    x, y = np.ones(64 * 256, np.float32), np.zeros(64 * 256, np.float32)
+    found = launch(kernel("broadcast"), (64,), (256,), [x, y], blocks=range(2)).counters
+    assert found.dram_bytes == (4 * len(x), 4 * len(y))
+    few, out = np.ones(512, np.float32), np.zeros(64 * 256, np.float32)
+    found = launch(kernel("strided"), (64,), (256,), [few, out, 0], blocks=range(2)).counters
+    assert found.dram_bytes == (32, 4 * len(out))
+
+
+@pytest.mark.parametrize(("padding", "degree"), [(0, 32), (1, 1)])
+def test_transpose_bank_conflicts(padding, degree):
+    x, y = np.arange(64 * 64, dtype=np.float32).reshape(64, 64), np.zeros((64, 64), np.float32)
+    found = launch(kernel(f"transposeILi{padding}E"), (2, 2), (32, 32), [x, y]).counters
+    assert (y == x.T).all()
+    loads = found.traffic("shared", "load")
+    assert (loads.requests, loads.wavefronts, loads.conflict_degree) == (128, 128 * degree, degree)
+    assert found.traffic("shared", "store").conflict_degree == 1
+    assert found.barriers_per_block == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "width", "expected"),
+    [
+        (lambda i: 4 * i, 4, (1, 1)),
+        (lambda i: 0, 4, (1, 1)),
+        (lambda i: 8 * i, 4, (2, 1)),
+        (lambda i: 128 * i, 4, (32, 1)),
+        (lambda i: 132 * i, 4, (1, 1)),
+        (lambda i: 2 * i, 2, (1, 1)),
+        (lambda i: 8 * i, 8, (2, 2)),
+        (lambda i: 16 * i, 8, (4, 2)),
+        (lambda i: 16 * i, 16, (4, 4)),
+        (lambda i: 32 * i, 16, (8, 4)),
+        (lambda i: 128 * i, 16, (32, 4)),
+        (lambda i: 4 * i if i < 16 else -1, 4, (1, 1)),
+        (lambda i: 16 * i if i < 8 else -1, 16, (1, 1)),
+    ],
+)
+def test_bank_rule(address, width, expected):
+    rows = np.array([[address(i) for i in range(32)]], np.int64)
+    assert counters.bank_wavefronts(rows, width) == expected
+
+
+def test_atomics():
+    bins, count = np.random.default_rng(0).integers(0, 8, 512).astype(np.int32), np.zeros(8, np.int32)
+    found = launch(kernel("histogram"), (4,), (128,), [bins, count]).counters
+    assert (count == np.bincount(bins, minlength=8)).all()
+    assert found.traffic("shared", "atomic").requests == 16
+    assert found.traffic("global", "atomic").requests == 4
+
+
+@pytest.mark.parametrize("n", [8, 40])
+def test_loops_count_their_trips(n):
+    x, y, coefficients = np.linspace(-1, 1, 64).astype(np.float32), np.zeros(64, np.float32), np.arange(n)
+    found = launch(kernel("horner"), (1,), (64,), [coefficients.astype(np.float32), n, x, y]).counters
+    assert np.allclose(y, np.polyval(coefficients, x.astype(float)), rtol=1e-5, atol=1e-5)
+    assert found.instructions()["fp32_fma"] == 2 * n
+    assert found.fp32_flops == 2 * n * 64
+
+
+def test_divergence():
+    def steps(v: int) -> int:
+        return 0 if v == 1 else 1 + steps(3 * v + 1 if v % 2 else v // 2)
+
+    x, y = np.arange(1, 65, dtype=np.int32), np.zeros(64, np.int32)
+    found = launch(kernel("collatz"), (1,), (64,), [x, y]).counters
+    assert list(y) == [steps(int(v)) for v in x]
+    assert 1 < found.lanes_per_warp < 20
+
+
+# -- estimates
+
+
+def test_occupancy_known_answers():
+    a100, h100, rtx4090, b200 = DEVICES.values()
+    assert occupancy(a100, 256, 32, 0).warps == 64
+    assert occupancy(a100, 256, 64, 0).blocks == 4
+    assert occupancy(rtx4090, 256, 32, 0).warps == 48
+    found = occupancy(a100, 128, 32, 48 << 10)
+    assert (found.blocks, found.warps, found.limited_by) == (3, 12, "shared memory")
+    assert occupancy(h100, 128, 32, 100 << 10).blocks == 2
+    assert occupancy(rtx4090, 128, 32, 100 << 10).blocks == 0
+    assert occupancy(b200, 32, 16, 0).limited_by == "blocks"
+
+
+def test_bounds_by_hand():
+    a100, hz = DEVICES["A100"], 1.41e9
+    found = bounds(
+        a100,
+        {"fp32_fma": 1.08e9, "mufu": 1.08e6},
+        blocks=108 * 1000,
+        dram_bytes=2039e9,
+        shared_wavefronts=1.08e8,
+        mma_flops={"tf32": 156e12},
+    )
+    assert found["dram"] == found["tensor"] == pytest.approx(1.0)
+    assert found["issue"] == pytest.approx(1.08108e9 / 4 / 108 / hz)
+    assert found["fma"] == pytest.approx(1.08e9 / 2 / 108 / hz)
+    assert found["special"] == pytest.approx(1.08e6 * 2 / 108 / hz)
+    assert found["shared"] == pytest.approx(1.08e8 / 108 / hz)
+    one_block = bounds(a100, {"fp32_fma": 1e6}, blocks=1, dram_bytes=0)
+    assert one_block["fma"] == pytest.approx(1e6 / 2 / hz)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_copy_is_bound_by_dram(name):
+    needs("ptxas")
+    n, device = 1 << 20, DEVICES[name]
+    x, y = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    run = launch(kernel("copy", HEADER + COPY), (n // 256,), (256,), [x, y], blocks=range(2))
+    found = estimate(run, device)
+    assert found.limiter == "dram"
+    assert found.seconds == pytest.approx(8 * n / (device.dram_gb_s * 1e9))
+    assert 0 < found.resources.registers <= 32 and found.resources.spill_stores == 0
+    assert found.occupancy.warps == device.max_warps
+
+
+LOOP = single(
+    """ld.param.u64 %rd1, [p]; ld.param.u32 %r1, [n]; add.s64 %rd3, %rd1, %rd0; ld.global.f32 %f1, [%rd3];
+    mov.f32 %f2, 0f3f800000; mov.u32 %r3, 0;
+    L1: fma.rn.f32 %f2, %f2, %f1, 0f3f000000; fma.rn.f32 %f2, %f2, %f1, 0f3f800000;
+    add.u32 %r3, %r3, 1; setp.lt.u32 %p1, %r3, %r1; @%p1 bra L1;
+    st.global.f32 [%rd3], %f2;""",
+    "u64 p",
+    "u32 n",
+)
+
+
+def test_machine_instructions():
+    """Straight code issues each of its instructions once; of an unrolled loop the arithmetic is counted exactly."""
+    needs("ptxas", "nvdisasm")
+    straight, _, _ = copy_of(1024)
+    mix = machine_mix(straight, toolchain.assemble(straight.kernel, "sm_80")[1])
+    assert sum(mix.by_class.values()) == mix.static * 32
+    assert mix.by_class["mem_global"] == 64
+    n = 1000
+    loop = launch(LOOP, (1,), (64,), [np.full(64, 0.5, np.float32), n]).counters
+    mix = machine_mix(loop, toolchain.assemble(loop.kernel, "sm_90")[1])
+    assert mix.unrolled > 1
+    assert mix.by_class["fp32_fma"] == pytest.approx(2 * n * 2, rel=0.01)
+    assert sum(mix.by_class.values()) < sum(loop.warps)  # the loop's overhead shrinks
+
+
+def test_ptx_of_another_architecture():
+    needs("ptxas")
+    tied = Kernel((HEADER + COPY).replace("sm_80", "sm_90a"))
+    with pytest.raises(toolchain.ToolError, match="PTX for sm_90a runs on no other architecture"):
+        toolchain.assemble(tied, "sm_80")
+    newer = Kernel((HEADER + COPY).replace("sm_80", "sm_90"))
+    with pytest.raises(toolchain.ToolError, match="PTX for sm_90 does not run on sm_80"):
+        toolchain.assemble(newer, "sm_80")
