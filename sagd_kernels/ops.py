@@ -13,6 +13,7 @@ from torch._functorch.autograd_function import enable_single_level_autograd_func
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
+from . import backends
 from ._build import library_path
 from .backends import composite
 from .reference import align_left
@@ -239,6 +240,7 @@ for _name, _check_arguments, _fake, _composite in [
 ]:
     torch.library.register_fake(f"sagd::{_name}", _checked(_check_arguments, _fake), lib=_library)
     _library.impl(_name, _checked(_check_arguments, _composite), "CompositeExplicitAutograd")
+    _library.impl(_name, _checked(_check_arguments, backends.on_cuda(_name)), "CUDA")
 
 
 def _whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,214 @@
+"""The operators by Triton's kernels (triton_kernels.py), for CUDA tensors: which calls they take, and the launches.
+
+Arguments have been checked, as for the composite; planes are such that `plan` is not None, and not float64.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from . import triton_kernels as kernels
+
+OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}  # Triton's defaults for these change with its version
+
+LARGEST = 128  # the largest height or width of a plane that one program takes
+
+
+class Plan(NamedTuple):
+    """How planes of one size are computed: slots of the axes' half bases, columns at a time, warps of a program."""
+
+    MH: int
+    MW: int
+    CHUNK: int
+    num_warps: int
+
+
+def plan(height: int, width: int) -> Plan | None:
+    """None where planes are too large for these kernels."""
+    if max(height, width) > LARGEST:
+        return None
+    rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
+    return Plan(rows, columns, 32 if columns == 32 else 16, num_warps=min(4, max(1, rows * columns // 512)))
+
+
+def describe(height: int, width: int, dtype: torch.dtype) -> str:
+    """What the kernels do with planes of this size and dtype, for people to read."""
+    p, passes = plan(height, width), _passes(dtype)
+    products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
+    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} columns at a time, {p.num_warps} warps; {products}"
+
+
+# ---- the operators ---------------------------------------------------------------------------------------------------
+
+
+def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+    output = _contiguous_like(input)
+    _filter(input, weight, scale=scale, output=output)
+    return output
+
+
+def shaped_noise(key, size, weight, scale=None, *, plane_offset=0, dtype=None) -> Tensor:
+    output = weight.new_empty(size, dtype=dtype or weight.dtype)
+    _noise(key, weight, plane_offset, scale=scale, output=output)
+    return output
+
+
+def add_noise(input, key, weight, signal_scale, noise_scale, *, plane_offset=0) -> tuple[Tensor, Tensor]:
+    noisy, noise = _contiguous_like(input), _contiguous_like(input)
+    _noise(key, weight, plane_offset, scale=noise_scale, output=noise, noisy=noisy, input=input, signal=signal_scale)
+    return noisy, noise
+
+
+def whitened_mse(input: Tensor, target: Tensor, weight: Tensor, with_residual: bool) -> tuple[Tensor, Tensor]:
+    whitened = _contiguous_like(input) if with_residual else None
+    plane_loss = weight.new_empty(input.shape[:-2])
+    _filter(input, weight, target=target, output=whitened, plane_loss=plane_loss)
+    return plane_loss.mean(), whitened if with_residual else input.new_empty(0)
+
+
+def _contiguous_like(input: Tensor) -> Tensor:
+    return torch.empty_like(input, memory_format=torch.contiguous_format)
+
+
+# ---- launches --------------------------------------------------------------------------------------------------------
+
+
+def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) -> None:
+    *batch, height, width = input.shape
+    if math.prod(batch) == 0:
+        return
+    grid = _grid(
+        batch,
+        output=_contiguous_strides(batch),
+        input=_plane_strides(input, batch),
+        target=_plane_strides(target, batch),
+        scale=_scale_strides(scale, batch),
+        weight=_plane_strides(weight, batch),
+    )
+    if grid is None:
+        scale = None if scale is None else _expand_left(scale, batch)
+        target = None if target is None else target.contiguous()
+        args = input.contiguous(), _expand_right(weight, batch)
+        return _filter(*args, output=output, scale=scale, target=target, plane_loss=plane_loss)
+    axes, strides = grid
+    p = plan(height, width)
+    rows, columns = _basis(height, p.MH, input.device), _basis(width, p.MW, input.device)
+    kernels.filter_kernel[axes](
+        output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
+        scale, strides["scale"], weight, strides["weight"], columns[0], columns[1], rows[0], rows[1],
+        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=_passes(input.dtype if target is None else torch.float32), num_warps=p.num_warps, **OPTIONS,
+    )  # fmt: skip
+
+
+def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, signal=None) -> None:
+    *batch, height, width = output.shape
+    if math.prod(batch) == 0:
+        return
+    lead, key = key.ndim - 1, key.contiguous()
+    grid = _grid(
+        batch,
+        output=_contiguous_strides(batch),
+        input=_plane_strides(input, batch),
+        signal=_scale_strides(signal, batch),
+        scale=_scale_strides(scale, batch),
+        key=[*key.stride()[:-1], *[0] * (len(batch) - lead)],
+        number=[*[0] * lead, *_contiguous_strides(batch[lead:])],
+        weight=_plane_strides(weight, batch),
+    )
+    if grid is None:
+        scale = None if scale is None else _expand_left(scale, batch)
+        if input is not None:
+            input, signal = input.contiguous(), _expand_left(signal, batch)
+        weight = _expand_right(weight, batch)
+        return _noise(key, weight, plane_offset, scale=scale, output=output, noisy=noisy, input=input, signal=signal)
+    axes, strides = grid
+    p = plan(height, width)
+    rows, columns = _basis(height, p.MH, weight.device), _basis(width, p.MW, weight.device)
+    kernels.noise_kernel[axes](
+        output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
+        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns[0], rows[1],
+        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=_passes(output.dtype), num_warps=p.num_warps, **OPTIONS,
+    )  # fmt: skip
+
+
+def _passes(dtype: torch.dtype) -> int:
+    """Products for each product, by the dtype of the result: three keep float32's precision, one tf32's."""
+    return 1 if dtype == torch.bfloat16 or torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
+
+
+@functools.lru_cache(maxsize=64)
+def _basis(length: int, slots: int, device: torch.device) -> Tensor:
+    """An axis's cosines and sines, each the sum of two float16: [frequency x sample or its transpose, cosine or sine,
+    high or low part, slots, slots]."""
+    k = torch.arange(slots, device=device, dtype=torch.float64)[:, None]
+    m = torch.arange(slots, device=device, dtype=torch.float64)[None, :]
+    inside = 2 * m < length
+    angle = (2 * torch.pi / length) * k * (m + 0.5)
+    cosine = torch.where(inside & (2 * k < length), angle.cos(), 0)
+    sine = torch.where(inside & (2 * k <= length), angle.sin(), 0)
+    if length % 32 == 0:  # Nyquist's sine goes to slot 0
+        sine[0], sine[length // 2 :] = torch.where(inside[0], 1 - 2 * (m[0] % 2), 0), 0
+    exact = torch.stack([cosine, sine])
+    exact = torch.stack([exact, exact.mT])
+    high = exact.half()
+    return torch.stack([high, (exact - high).half()], dim=2).contiguous()
+
+
+# ---- batches: every operand as strides along the same few dimensions -------------------------------------------------
+
+
+def _contiguous_strides(sizes: Sequence[int]) -> list[int]:
+    return [math.prod(sizes[d + 1 :]) for d in range(len(sizes))]
+
+
+def _plane_strides(tensor: Tensor | None, batch: Sequence[int]) -> list[int]:
+    """Strides along the batch, to which the tensor's leading dimensions broadcast from the right; then of a plane."""
+    if tensor is None:
+        return [0] * (len(batch) + 2)
+    *lead, row, column = (0 if n == 1 else s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return [*[0] * (len(batch) - len(lead)), *lead, row, column]
+
+
+def _scale_strides(scale: Tensor | None, batch: Sequence[int]) -> list[int]:
+    """Strides along the batch, to which the scale's dimensions broadcast from the left."""
+    strides = [] if scale is None else [0 if n == 1 else s for n, s in zip(scale.shape, scale.stride(), strict=True)]
+    return (strides + [0] * len(batch))[: len(batch)]
+
+
+def _expand_left(scale: Tensor, batch: Sequence[int]) -> Tensor:
+    """The scale with a factor of its own for each plane."""
+    return scale.reshape(scale.shape[: len(batch)] + (1,) * (len(batch) - scale.ndim)).expand(batch).contiguous()
+
+
+def _expand_right(planes: Tensor, batch: Sequence[int]) -> Tensor:
+    return planes.expand(*batch, -1, -1).contiguous()
+
+
+def _grid(batch: Sequence[int], **operands: list[int]) -> tuple[tuple[int, ...], dict[str, tuple[int, ...]]] | None:
+    """The batch as CUDA's grid of three axes, the longest first, and each operand's strides along them (and beyond).
+
+    Neighbouring dimensions that every operand steps through alike become one. None if more than three are left, which
+    takes a scale, a weight, keys and an input that all broadcast differently, or an input of odd strides.
+    """
+    dims = []  # (size, strides of the operands)
+    for d, size in enumerate(batch):
+        strides = [operand[d] for operand in operands.values()]
+        if size == 1:
+            continue
+        if dims and all(outer == inner * size for outer, inner in zip(dims[-1][1], strides, strict=True)):
+            dims[-1] = (dims[-1][0] * size, strides)
+        else:
+            dims.append((size, strides))
+    if len(dims) > 3:
+        return None
+    dims.sort(key=lambda dim: -dim[0])
+    dims += [(1, [0] * len(operands))] * (3 - len(dims))
+    return tuple(size for size, _ in dims), {
+        name: (*(strides[i] for _, strides in dims), *operand[len(batch) :])
+        for i, (name, operand) in enumerate(operands.items())
+    }

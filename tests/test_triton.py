@@ -1,0 +1,262 @@
+"""The Triton backend computes what the operators promise: in Triton's interpreter, and compiled to PTX and emulated.
+
+The emulator runs what the compiler made for compute capability 8.0: real mma.sync operands, special functions as
+inexact as the PTX ISA allows, every access checked for bounds and races. Here both work on CPU tensors.
+"""
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from conftest import (
+    SIZES,
+    apply_composite,
+    apply_reference,
+    assert_close,
+    random_weight,
+    relative_error,
+)
+
+import sagd_kernels as sagd
+from sagd_kernels import backends
+from sagd_kernels.backends import composite
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+import triton.language as tl
+from emulation.triton import emulated, interpreted
+
+from sagd_kernels.backends import triton as backend
+from sagd_kernels.backends import triton_kernels
+
+OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
+SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]
+EMULATED_SIZES = [(3, 5), (28, 28), (32, 32)]
+SLOW_EMULATED_SIZES = [(16, 16), (27, 40), (96, 32), (64, 64), (128, 128)]
+KEY = torch.tensor([0x0123456789ABCDEF, 2**64 - 50], dtype=torch.uint64)  # the counters carry into the third word
+
+
+@pytest.fixture
+def interpreter(monkeypatch):
+    monkeypatch.setattr(triton_kernels, "INTERPRETED", tl.constexpr(True))
+    with interpreted("sagd_kernels.backends.triton_kernels"):
+        yield
+
+
+@pytest.fixture
+def tf32_allowed():
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+def apply(operator: str, *args, **kwargs):
+    """The public operator, computed by the backend."""
+    if operator == "whitened_mse":
+        return backend.whitened_mse(*args, with_residual=False)[0]
+    return getattr(backend, operator)(*args, **kwargs)
+
+
+def assert_operator_close(operator: str, *args, **kwargs):
+    result = apply(operator, *args, **kwargs)
+    expected, peer = apply_reference(operator, *args, **kwargs), apply_composite(operator, *args, **kwargs)
+    for parts in zip(*((x,) if isinstance(x, torch.Tensor) else x for x in (result, expected, peer)), strict=True):
+        assert_close(*parts)
+    return result
+
+
+def arguments(operator: str, height: int, width: int, *, batch=(1, 2), dtype=torch.float32) -> tuple:
+    """Arguments with a weight for each channel, asymmetric, and scales for each plane."""
+    x, target = torch.randn(2, *batch, height, width).to(dtype)
+    weight, scale = random_weight(batch[-1], height, width), torch.rand(batch) + 0.5
+    return {
+        "spectral_filter": (x, weight, scale),
+        "shaped_noise": (KEY, x.shape, weight, scale),
+        "add_noise": (x, KEY, weight, scale, 2 * scale),
+        "whitened_mse": (x, target, weight),
+    }[operator]
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("size", SMALL_SIZES, ids=lambda size: "x".join(map(str, size)))
+def test_every_size(interpreter, operator, size):
+    assert_operator_close(operator, *arguments(operator, *size))
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types(interpreter, operator, dtype):
+    args = arguments(operator, 32, 24, dtype=dtype)
+    assert_operator_close(operator, *args, **({"dtype": dtype} if operator == "shaped_noise" else {}))
+
+
+@pytest.mark.parametrize("operator", ["spectral_filter", "shaped_noise"])
+def test_precision_where_tf32_is_allowed(interpreter, operator, tf32_allowed):
+    args = arguments(operator, 64, 64)
+    expected = apply_reference(operator, *args)
+    exact = relative_error(apply_composite(operator, *args), expected)
+    assert 10 * exact < relative_error(apply(operator, *args), expected) < 2e-3
+
+
+@pytest.mark.parametrize("magnitude", [1e-30, 1e30])
+def test_planes_of_any_magnitude_keep_their_relative_precision(interpreter, magnitude):
+    x = torch.randn(2, 32, 32) * torch.tensor([1.0, magnitude]).view(2, 1, 1)
+    weight = torch.stack([random_weight(32, 32) / magnitude, random_weight(32, 32)])
+    filtered = backend.spectral_filter(x, weight)
+    noise = backend.shaped_noise(KEY, (2, 32, 32), weight)
+    for p in range(2):
+        plane = x[p : p + 1], weight[p]
+        assert_close(filtered[p : p + 1], apply_reference("spectral_filter", *plane), composite.spectral_filter(*plane))
+        args = (KEY, (1, 32, 32), weight[p])
+        peer = composite.shaped_noise(*args, plane_offset=p)
+        assert_close(noise[p : p + 1], apply_reference("shaped_noise", *args, plane_offset=p), peer)
+
+
+def test_an_outlier_costs_no_precision(interpreter):
+    x = torch.randn(1, 64, 64)
+    x[0, 3, 5] = 64.0
+    assert_operator_close("spectral_filter", x, random_weight(64, 64))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5])
+def test_whitening_counts_the_bins_that_a_weight_keeps(interpreter, kept):
+    weight = random_weight(2, 28, 32)
+    weight[torch.rand_like(weight) > kept] = 0
+    weight[1, 3, 0] = 0
+    weight[1, -3, 0] = 0
+    x, target = torch.randn(2, 3, 2, 28, 32)
+    loss, whitened = backend.whitened_mse(x, target, weight, with_residual=True)
+    expected = apply_reference("whitened_mse", x, target, weight)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(((x - target) * whitened).mean().double(), expected, rtol=1e-5, atol=0)
+
+
+# ---- the stream ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [(1, 7), (28, 28), (32, 48), (64, 64)], ids=str)
+def test_noise_is_the_cpu_kernels(interpreter, size):
+    weight = random_weight(*size)
+    ours, theirs = backend.shaped_noise(KEY, (3, *size), weight), sagd.shaped_noise(KEY, (3, *size), weight)
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=4e-6 * theirs.std().item())
+
+
+def test_keys_and_plane_numbers(interpreter):
+    weight, shape = random_weight(16, 16), (3, 2, 16, 16)
+    keys = torch.stack([sagd.key(1), KEY, sagd.key(3)])
+    noise = assert_operator_close("shaped_noise", keys, shape, weight)
+    for n, key in enumerate(keys):
+        assert torch.equal(noise[n], backend.shaped_noise(key, shape[1:], weight))
+    for offset in (1, 16, 2**40, 2**63 - 2):
+        part = backend.shaped_noise(keys[0], (1, 16, 16), weight, plane_offset=offset)
+        expected = apply_reference("shaped_noise", keys[0], (1, 16, 16), weight, plane_offset=offset)
+        assert relative_error(part, expected) < 1e-6
+    assert torch.equal(noise[0, 1:], backend.shaped_noise(keys[0], (1, 16, 16), weight, plane_offset=1))
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 2), (3, 1), (1, 2), (3, 1, 1, 1)], ids=str)
+def test_scales_broadcast_from_the_left(interpreter, shape):
+    scale = torch.rand(shape) + 0.5
+    assert_operator_close("spectral_filter", torch.randn(3, 2, 8, 8), random_weight(8, 8), scale)
+    assert_operator_close("add_noise", torch.randn(3, 2, 8, 8), KEY, random_weight(8, 8), scale, scale.bfloat16())
+
+
+def test_strided_arguments(interpreter):
+    x = torch.randn(2, 3, 18, 12)
+    weight = random_weight(2, 1, 9, 12).mT.contiguous().mT
+    for view in (
+        x[:, :, ::2],
+        x.to(memory_format=torch.channels_last)[:, :, :9],
+        x[:, :, :9].flip(0),
+        x[:1, :, :9].expand(2, 3, 9, 12),
+    ):
+        assert_operator_close("spectral_filter", view, weight, torch.rand(3, 2).T)
+        assert_operator_close("whitened_mse", view, x[:, :, 9:], weight)
+    assert_operator_close("spectral_filter", x.transpose(-1, -2), random_weight(12, 18))
+
+
+def test_batches_that_no_grid_has_the_axes_for(interpreter):
+    x = torch.randn(2, 2, 2, 2, 5, 4).transpose(0, 2)
+    weight, scale = random_weight(2, 1, 2, 5, 4), torch.rand(2, 1, 2)
+    assert_operator_close("spectral_filter", x, weight, scale)
+    assert_operator_close("add_noise", x, torch.stack([KEY, sagd.key(2)]), weight, scale, scale)
+    assert_operator_close("whitened_mse", x, x.roll(1), weight)
+
+
+def test_empty_batches(interpreter):
+    weight = random_weight(8, 8)
+    assert backend.spectral_filter(torch.empty(0, 3, 8, 8), weight).shape == (0, 3, 8, 8)
+    assert backend.shaped_noise(KEY, (2, 0, 8, 8), weight).shape == (2, 0, 8, 8)
+    assert backend.whitened_mse(torch.empty(0, 8, 8), torch.empty(0, 8, 8), weight, False)[0].isnan()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_planes_do_not_see_each_other(interpreter, bad):
+    x, weight = torch.randn(3, 32, 32), random_weight(32, 32)
+    spoilt = x.clone()
+    spoilt[1] = bad
+    for apply in (
+        lambda x: backend.spectral_filter(x, weight),
+        lambda x: backend.add_noise(x, KEY, weight, torch.ones(3), torch.ones(3))[0],
+        lambda x: backend.whitened_mse(x, torch.zeros_like(x), weight, with_residual=True)[1],
+    ):
+        assert torch.equal(apply(spoilt)[::2], apply(x)[::2])
+
+
+# ---- compiled code ---------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def emulator():
+    with emulated(capability=80) as launches:
+        yield
+    assert launches, "nothing was launched"
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize(
+    "size",
+    [*EMULATED_SIZES, *(pytest.param(size, marks=pytest.mark.slow) for size in SLOW_EMULATED_SIZES)],
+    ids=lambda size: "x".join(map(str, size)),
+)
+def test_compiled_kernels(operator, size):
+    with emulator():
+        assert_operator_close(operator, *arguments(operator, *size, batch=(2,)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("operator", OPERATORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_compiled_kernels_of_half_types(operator, dtype):
+    args = arguments(operator, 32, 32, dtype=dtype)
+    with emulator():
+        assert_operator_close(operator, *args, **({"dtype": dtype} if operator == "shaped_noise" else {}))
+
+
+# ---- what runs where -------------------------------------------------------------------------------------------------
+
+
+def test_explain_names_the_backend_and_the_reason():
+    assert sagd.explain((4, 3, 64, 64), device="cuda").startswith("Triton kernels: 64 x 64")
+    assert "one product" in sagd.explain((64, 64), dtype=torch.bfloat16, device="cuda")
+    assert "composite of torch.fft: the Triton kernels take planes of up to" in sagd.explain((256, 256), device="cuda")
+    assert "float32" in sagd.explain((64, 64), dtype=torch.float64, device="cuda")
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_cuda_tensors_go_to_the_kernels(operator, monkeypatch):
+    name = "_whitened_mse" if operator == "whitened_mse" else operator
+    called = []
+    monkeypatch.setattr(backend, operator, lambda *args, **kwargs: called.append("triton"))
+    monkeypatch.setattr(composite, operator, lambda *args, **kwargs: called.append("composite"))
+    for size in (128, 129):
+        args = arguments(operator, size, size)
+        backends.on_cuda(name)(*args, *([False] if operator == "whitened_mse" else []))
+    assert called == ["triton", "composite"]
