@@ -77,7 +77,8 @@ def sampled_spectrum(process: DiffusionProcess, spectrum: Tensor, times, sampler
 
     run(silence, 1)
     sources, draws = next(draws), count()
-    return torch.fft.rfft2(run(impulse, sources), norm="ortho").abs().square().sum(0)
+    power = torch.fft.rfft2(run(impulse, sources), norm="ortho").abs().square().sum(0)
+    return power if process.kept_bands is None else power * process.kept_bands  # 0, not its rounding
 
 
 def spectrum_error(actual: Tensor, expected: Tensor, width: int) -> float:

@@ -16,6 +16,7 @@ from .distribution import SpectralNormal
 from .schedules import DDPMSchedule, Schedule
 
 PREDICTIONS = ("eps", "x0", "v", "flow", "score")
+Time = float | Tensor
 
 
 class DiffusionProcess:
@@ -48,13 +49,14 @@ class DiffusionProcess:
     (`denoise`), as are the states of all samplers.
     """
 
+    draw = staticmethod(ops.shaped_noise)  # where all random numbers of samplers come from
+
     def __init__(
         self, schedule: Schedule, weight: Tensor, width: int, *, prediction: str = "eps", per_timestep: bool = False
     ) -> None:
         if not isinstance(schedule, Schedule):
             raise TypeError(f"schedule: expected a Schedule, got {type(schedule).__name__}")
-        if prediction not in PREDICTIONS:
-            raise ValueError(f"prediction: expected one of {', '.join(map(repr, PREDICTIONS))}, got {prediction!r}")
+        _check_prediction("prediction", prediction)
         weight = even_part(check_nonnegative("weight", check_half_plane("weight", weight, width)), width)
         if not (weight > 0).flatten(-2).any(-1).all():
             raise ValueError("weight: expected a positive value at one frequency at least, got zero everywhere")
@@ -64,16 +66,14 @@ class DiffusionProcess:
         kept = (weight[0] if per_timestep else weight) > 0
         self.kept_bands = None if kept.all() else kept.to(self.dtype)
 
-    draw = staticmethod(ops.shaped_noise)  # where the random numbers of all samplers come from
-
     # ---- the forward process
 
-    def levels(self, t: float | Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    def levels(self, t: Time, x: Tensor) -> tuple[Tensor, Tensor]:
         """a_t and s_t in float64, with the dimensions of `x` (sizes N or 1, then 1)."""
         signal, noise = self.schedule.levels(self._time(t, x))
         return align_left(signal, x.ndim), align_left(noise, x.ndim)
 
-    def weight_at(self, t: float | Tensor, x: Tensor) -> Tensor:
+    def weight_at(self, t: Time, x: Tensor) -> Tensor:
         """The weight of eps at time t, fit for the operators on planes `x`."""
         return self._weight(t, x).to(_weight_dtype(x))
 
@@ -82,16 +82,16 @@ class DiffusionProcess:
         levels = self.levels(t, x0)
         return ops.add_noise(x0, key, self.weight_at(t, x0), *levels, plane_offset=plane_offset)
 
-    def marginal(self, x0: Tensor, t: float | Tensor) -> SpectralNormal:
+    def marginal(self, x0: Tensor, t: Time) -> SpectralNormal:
         """q(x_t | x_0) for t after `clean`."""
         signal, noise = self.levels(t, x0)
         return self._normal(_scaled(x0, signal), noise, self.weight_at(t, x0))
 
-    def prior(self, t: float | Tensor, x: Tensor) -> SpectralNormal:
+    def prior(self, t: Time, x: Tensor) -> SpectralNormal:
         """N(0, s_t^2 Sigma_w) over planes like `x`: what samplers start from, q(x_t | x_0 = 0)."""
         return self.marginal(torch.zeros_like(x), t)
 
-    def posterior(self, x: Tensor, x0: Tensor, t: float | Tensor, s: float | Tensor) -> SpectralNormal:
+    def posterior(self, x: Tensor, x0: Tensor, t: Time, s: Time) -> SpectralNormal:
         """q(x_s | x_t, x_0) for times s before t, s after `clean`. Equations 6 and 7 of arXiv 2006.11239, per bin."""
         eps = self.convert(x0, x, t, "x0", "eps")
         mean = self.step(x0, eps, t, s, eta=1.0)
@@ -101,7 +101,7 @@ class DiffusionProcess:
             return self._normal(mean, noise, weight * injected.to(weight.dtype))
         return self._normal(mean, noise * injected, weight)
 
-    def noise(self, key: Tensor, size: torch.Size, t: float | Tensor, gain: Tensor | None = None, dtype=None) -> Tensor:
+    def noise(self, key: Tensor, size: torch.Size, t: Time, gain: Tensor | None = None, dtype=None) -> Tensor:
         """gain * s_t T_w xi: noise as x_t holds it, times a number or, per bin, a half plane."""
         like = torch.empty((), dtype=dtype or self.dtype, device=self.weight.device).expand(size)
         scale, weight = self.levels(t, like)[1], self.weight_at(t, like)
@@ -113,34 +113,31 @@ class DiffusionProcess:
 
     # ---- what a model predicts
 
-    def convert(self, value: Tensor, x: Tensor, t: float | Tensor, source: str, target: str) -> Tensor:
+    def convert(self, value: Tensor, x: Tensor, t: Time, source: str, target: str) -> Tensor:
         """A prediction `value` at (x_t, t), from one of the forms above into another.
 
         Forms divide by what they lack: x_0 from "eps" by a_t, eps from "x0" by s_t.
         """
-        for name, form in (("source", source), ("target", target)):
-            if form not in PREDICTIONS:
-                raise ValueError(f"{name}: expected one of {', '.join(map(repr, PREDICTIONS))}, got {form!r}")
+        _check_prediction("source", source)
+        _check_prediction("target", target)
         if source == target:
             return value
         signal, noise = self.levels(t, x)
         if source == "score":
-            weight = self.weight_at(t, x)
-            value, source = ops.spectral_filter(value, -weight.square(), _per_plane(noise)), "eps"
+            value = ops.spectral_filter(value, -self.weight_at(t, x).square(), _per_plane(noise))
+            source = "eps"
         if target == "score":
-            eps = self.convert(value, x, t, source, "eps")
-            return ops.spectral_filter(eps, -inverse(self.weight_at(t, x)).square(), _per_plane(1 / noise))
+            return self._score(self.convert(value, x, t, source, "eps"), t)
         # value = a x_0 + b eps and x = signal x_0 + noise eps, solved for c x_0 + d eps
         (a, b), (c, d) = (_combination(form, signal, noise) for form in (source, target))
         determinant = a * noise - b * signal
         return _scaled(value, (c * noise - d * signal) / determinant) + _scaled(x, (a * d - b * c) / determinant)
 
-    def target(self, x0: Tensor, eps: Tensor, t: float | Tensor) -> Tensor:
+    def target(self, x0: Tensor, eps: Tensor, t: Time) -> Tensor:
         """What the model should have returned for x_t made of `x0` and `eps`."""
-        signal, noise = self.levels(t, x0)
         if self.prediction == "score":
-            return ops.spectral_filter(eps, -inverse(self.weight_at(t, x0)).square(), _per_plane(1 / noise))
-        a, b = _combination(self.prediction, signal, noise)
+            return self._score(eps, t)
+        a, b = _combination(self.prediction, *self.levels(t, x0))
         return _scaled(x0, a) + _scaled(eps, b)
 
     def loss(
@@ -160,7 +157,7 @@ class DiffusionProcess:
             target = self.target(x0, eps, t)
         return ops.whitened_mse(output, target, self.weight_at(t, x)) if whitened else F.mse_loss(output, target)
 
-    def denoise(self, model, x: Tensor, t: float | Tensor, *, clip: float | None = None) -> tuple[Tensor, Tensor]:
+    def denoise(self, model, x: Tensor, t: Time, *, clip: float | None = None) -> tuple[Tensor, Tensor]:
         """The model's x_0 and eps at (x_t, t), projected on the kept bands.
 
         `clip` clamps x_0 to [-clip, clip] first, and eps becomes what x_t leaves for it.
@@ -188,7 +185,7 @@ class DiffusionProcess:
 
     # ---- from one time to another
 
-    def step(self, x0: Tensor, eps: Tensor, t, s, *, eta: float = 0.0, key: Tensor | None = None) -> Tensor:
+    def step(self, x0: Tensor, eps: Tensor, t: Time, s: Time, *, eta: float = 0.0, key: Tensor | None = None) -> Tensor:
         """x_s from x_t = a_t x0 + s_t eps, s before t: DDIM's step (equation 12 of arXiv 2010.02502), per bin.
 
         eta = 0 moves every bin's noise to its level at time s; eta = 1 draws from `posterior`, as DDPM does. The noise
@@ -201,7 +198,7 @@ class DiffusionProcess:
             x = x + self.noise(key, x.shape, t, injected, x.dtype)
         return x
 
-    def flow_increment(self, x0: Tensor, eps: Tensor, at, t, s) -> Tensor:
+    def flow_increment(self, x0: Tensor, eps: Tensor, at: Time, t: Time, s: Time) -> Tensor:
         """The probability flow's increment from time t to s, with x_0 and eps as they are at time `at`, t or s.
 
         dx = x_0 da + T_w xi ds, so (a_s - a_t) x_0 + (s_s - s_t) eps; `per_timestep`, each with its own weight.
@@ -210,7 +207,7 @@ class DiffusionProcess:
         gain = self.variance_ratio(s, at, x0).sqrt() - self.variance_ratio(t, at, x0).sqrt()
         return _scaled(x0, signal_s - signal_t) + self.filter(_scaled(eps, self.levels(at, x0)[1]), gain)
 
-    def variance_ratio(self, s, t, x: Tensor) -> Tensor:
+    def variance_ratio(self, s: Time, t: Time, x: Tensor) -> Tensor:
         """V_s / V_t, where V = s^2 w^2 is the noise's variance in a bin: a number or, `per_timestep`, a half plane."""
         noise_s, noise_t = self.levels(s, x)[1], self.levels(t, x)[1]
         ratio = (noise_s / noise_t).square()
@@ -218,22 +215,22 @@ class DiffusionProcess:
             ratio = ratio * (self._weight(s, x) * inverse(self._weight(t, x))).square()
         return ratio
 
-    def transition_share(self, t, s, x: Tensor) -> Tensor:
+    def transition_share(self, t: Time, s: Time, x: Tensor) -> Tensor:
         """Of the noise's variance in x_t, the share that came after time s: 1 - (a_t / a_s)^2 V_s / V_t."""
         signal_t, signal_s = self.levels(t, x)[0], self.levels(s, x)[0]
         return (1 - (signal_t / signal_s).square() * self.variance_ratio(s, t, x)).clamp(min=0)
 
-    def _reverse_gains(self, t, s, eta: float, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _reverse_gains(self, t: Time, s: Time, eta: float, x: Tensor) -> tuple[Tensor, Tensor]:
         """What multiplies the noise s_t eps of x_t, and fresh noise of its law, in x_s."""
         ratio = self.variance_ratio(s, t, x)
         injected = eta**2 * ratio * self.transition_share(t, s, x)
         return (ratio - injected).clamp(min=0).sqrt(), injected.sqrt()
 
-    def _time(self, t: float | Tensor, x: Tensor) -> Tensor:
-        integer = isinstance(self.schedule.clean, int)
+    def _time(self, t: Time, x: Tensor) -> Tensor:
+        integer = isinstance(self.schedule.clean, int)  # a float of torch's default dtype would be rounded
         return torch.as_tensor(t, dtype=None if integer else torch.float64, device=x.device)
 
-    def _weight(self, t: float | Tensor, x: Tensor) -> Tensor:
+    def _weight(self, t: Time, x: Tensor) -> Tensor:
         """The weight of eps at time t, its leading dimensions those of `x`."""
         if not self.per_timestep:
             return self.weight
@@ -241,6 +238,11 @@ class DiffusionProcess:
         weight = self.weight[t.clamp(min=0)]  # x_0 holds no noise, of whatever weight
         inner = weight.shape[t.ndim :]
         return weight.reshape(*t.shape, *[1] * (x.ndim - t.ndim - len(inner)), *inner)
+
+    def _score(self, eps: Tensor, t: Time) -> Tensor:
+        """-Sigma_w^-1 eps / s_t, by the pseudo-inverse where the weight is singular."""
+        noise = self.levels(t, eps)[1]
+        return ops.spectral_filter(eps, -inverse(self.weight_at(t, eps)).square(), _per_plane(1 / noise))
 
     def _normal(self, loc: Tensor, noise: Tensor, weight: Tensor) -> SpectralNormal:
         return SpectralNormal(weight, self.width, loc, _per_plane(noise), validate_args=False)
@@ -268,6 +270,11 @@ def _marginal_weights(schedule: Schedule, weights: Tensor) -> Tensor:
     return torch.stack(marginal)
 
 
+def _check_prediction(name: str, prediction: str) -> None:
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, PREDICTIONS))}, got {prediction!r}")
+
+
 def _combination(prediction: str, signal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers a, b of a prediction a x_0 + b eps."""
     zero, one = torch.zeros_like(signal), torch.ones_like(signal)
@@ -289,4 +296,4 @@ def _per_plane(number: Tensor) -> Tensor:
 
 
 def _scaled(planes: Tensor, numbers: Tensor) -> Tensor:
-    return planes * numbers.to(planes.dtype)
+    return (planes * numbers.to(_weight_dtype(planes))).to(planes.dtype)

@@ -19,6 +19,7 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -75,8 +76,8 @@ def edm_heun(
     x, times = _begin(process, shape, times, key, start, clip)
     for i, (t, s) in enumerate(pairwise(times), 1):
         gamma = min(churn / (len(times) - 1), math.sqrt(2) - 1) if churn_range[0] <= t <= churn_range[1] else 0
-        t, before = t * (1 + gamma), t
-        if gamma > 0:  # fresh noise of variance t^2 - before^2, as a share of what x_t holds
+        before, t = t, t * (1 + gamma)
+        if gamma > 0:  # fresh noise of variance t^2 - before^2, as a share of what x_t then holds
             share = process.transition_share(t, before, x)
             x = x + process.noise(fold_in(key, i), x.shape, t, churn_noise * share.sqrt(), x.dtype)
         _, slope = process.denoise(model, x, t, clip=clip)  # dx / dsigma is eps
@@ -131,9 +132,8 @@ def reverse_sde(process: DiffusionProcess, model, shape, times, key, *, start=No
             return x0
         (signal_t, noise_t), (signal_s, _) = process.levels(t, x), process.levels(s, x)
         share = process.transition_share(t, s, x)  # V over s_t^2 w^2, so that V grad log p = -share s_t eps
-        drift = process.filter(noise_t.to(x.dtype) * eps, share)
-        x = (2 - signal_t / signal_s).to(x.dtype) * x - drift
-        x = process.project(x + process.noise(fold_in(key, i), x.shape, t, share.sqrt(), x.dtype))
+        drift = process.filter(x, 1 - signal_t / signal_s) - process.filter(eps, noise_t * share)
+        x = process.project(x + drift + process.noise(fold_in(key, i), x.shape, t, share.sqrt(), x.dtype))
     return x
 
 
@@ -145,7 +145,7 @@ def _begin(
     if clip is not None and process.kept_bands is not None:
         warnings.warn(
             "clip: clamping pixels mixes frequencies, and this weight omits some; what leaks there is projected away",
-            stacklevel=3,
+            stacklevel=4,  # the sampler's caller, behind no_grad
         )
     if start is None:
         start = process.noise(fold_in(key, 0), torch.Size(shape), times[0])
@@ -161,15 +161,15 @@ def _begin(
 
 
 def check_times(schedule: Schedule, times, *, descending: bool = True) -> list:
-    """The times as numbers; ValueError unless there are two or more, in order, of which only the last may be clean."""
-    times = torch.as_tensor(times).tolist()
-    ordered = times if descending else times[::-1]
-    if not isinstance(times, list) or len(times) < 2 or any(t <= s for t, s in pairwise(ordered)):
+    """The times as numbers, or a ValueError unless there are two or more, in order and none before `clean`."""
+    times = times if isinstance(times, Tensor) else torch.from_numpy(np.asarray(times))  # floats stay float64
+    steps = times.diff() if descending else -times.diff()
+    if times.ndim != 1 or len(times) < 2 or not (steps < 0).all():
         order = "descending" if descending else "ascending"
-        raise ValueError(f"times: expected two or more in {order} order, got {times}")
-    if ordered[-1] < schedule.clean:
-        raise ValueError(f"times: expected none before {schedule.clean}, the time of x_0, got {ordered[-1]}")
-    return times
+        raise ValueError(f"times: expected two or more in {order} order, got {times.tolist()}")
+    if times.min() < schedule.clean:
+        raise ValueError(f"times: expected none before {schedule.clean}, the time of x_0, got {times.min().item()}")
+    return times.tolist()
 
 
 def _check_schedule(sampler: str, process: DiffusionProcess, expected: type[Schedule]) -> None:

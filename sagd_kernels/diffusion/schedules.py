@@ -51,9 +51,12 @@ class DDPMSchedule(Schedule):
     def levels(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if t.is_floating_point():
             raise ValueError(f"t: expected integer timesteps, got {t.dtype}")
-        # index_select, unlike indexing, takes no negative index for one from the end
-        levels = self._levels.to(t.device).index_select(1, t.flatten() + 1)
-        return levels[0].reshape(t.shape), levels[1].reshape(t.shape)
+        # A look at the values would wait for another device, where index_select stops instead; indexing would not.
+        if t.device.type == "cpu" and not ((t >= -1) & (t < len(self))).all():
+            raise ValueError(f"t: expected timesteps -1 to {len(self) - 1}, got {t.tolist()}")
+        self._levels = self._levels.to(t.device)  # copied once: it stays where the times are
+        signal, noise = self._levels.index_select(1, t.flatten() + 1)
+        return signal.reshape(t.shape), noise.reshape(t.shape)
 
     def times(self, steps: int, spacing: str = "trailing") -> Tensor:
         """Timesteps as in Table 2 of "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 2305.08891).
