@@ -167,6 +167,29 @@ def test_float32_and_float64_draw_the_same(name):
     torch.testing.assert_close(samples[0].double(), samples[1], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_everything_is_on_the_device_of_the_weight(name):
+    """With the meta device, which holds no values, as the default: whatever strays there fails."""
+    sampler, process, _ = build(name, weights.omit_band(6, 5, 0.2, 0.3), 5)
+    model, times, key = model_of(process, 6, 5), process.schedule.times(4), sagd.key(0)
+    expected = sampler(process, model, (2, 3, 6, 5), times, key)
+    with torch.device("meta"):
+        assert torch.equal(sampler(process, model, (2, 3, 6, 5), times, key), expected)
+        process.loss(model, expected, times[:2], key)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_devices_agree(name):
+    samples = []
+    for device in ("cpu", "cuda"):
+        sampler, process, _ = build(name, weights.power_law(9, 8, -0.5, device=device), 8)
+        model, times = GaussianOracle(process, images_spectrum(9, 8).to(device)), process.schedule.times(10)
+        samples.append(sampler(process, model, (2, 3, 9, 8), times.to(device), sagd.key(0, device)))
+    assert samples[1].is_cuda
+    torch.testing.assert_close(samples[1].cpu(), samples[0], rtol=1e-3, atol=1e-4)
+
+
 # ---- noise
 
 
@@ -179,6 +202,24 @@ def test_ddpm_draws_from_the_posterior():
         x = process.posterior(x, x0, t, s).sample(key=sagd.fold_in(key, i))
     x0, _ = process.denoise(model, x, times[-2])
     torch.testing.assert_close(ddpm(process, model, (2, 6, 5), times, key), x0)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.7, 1.0])
+def test_ddim_takes_the_steps_of_diffusers(eta):
+    diffusers = pytest.importorskip("diffusers")
+    peer = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing", prediction_type="v_prediction")
+    weight, key, shape = weights.power_law(6, 5, -0.5), sagd.key(0), (2, 1, 6, 5)
+    schedule = DDPMSchedule(peer.alphas_cumprod)
+    process = DiffusionProcess(schedule, weight, 5, prediction="v")
+    model = model_of(process, 6, 5)
+    for steps in (16, 7, 8):
+        peer.set_timesteps(steps)
+        assert schedule.times(steps)[:-1].tolist() == peer.timesteps.tolist()
+    x = process.noise(sagd.fold_in(key, 0), shape, 999)
+    for i, t in enumerate(peer.timesteps, 1):
+        noise = sagd.shaped_noise(sagd.fold_in(key, i), shape, weight)
+        x = peer.step(model(x, t.expand(2)), t, x, eta=eta, variance_noise=noise if eta else None).prev_sample
+    torch.testing.assert_close(ddim(process, model, shape, schedule.times(8), key, eta=eta), x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

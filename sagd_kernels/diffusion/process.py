@@ -292,7 +292,7 @@ def _is_plane(gain: Tensor) -> bool:
 
 def _per_plane(number: Tensor) -> Tensor:
     """A number for each sample, [N, 1, ..., 1], without the dimensions of the planes."""
-    return number[..., 0, 0]
+    return number.squeeze((-2, -1))
 
 
 def _scaled(planes: Tensor, numbers: Tensor) -> Tensor:
