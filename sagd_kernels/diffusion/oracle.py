@@ -46,8 +46,8 @@ class GaussianOracle:
 def sampled_spectrum(process: DiffusionProcess, spectrum: Tensor, times, sampler: Callable = ddim) -> Tensor:
     """The exact power spectrum of what `sampler` draws with the oracle of data of power spectrum `spectrum`.
 
-    Runs the sampler itself once, in float64, with each draw of noise replaced by an impulse in a sample of its own:
-    the sampler is linear, so the sum of the samples' powers is the spectrum. `sampler` is any of
+    Runs the sampler itself, in float64, with each draw of noise replaced by an impulse in a sample of its own: the
+    sampler is linear, so the sum of the samples' powers is the spectrum. `sampler` is any of
     `sagd_kernels.diffusion`, with options by `functools.partial`. For one that draws noise at every step, time and
     memory grow with the square of the number of steps.
 
@@ -60,24 +60,24 @@ def sampled_spectrum(process: DiffusionProcess, spectrum: Tensor, times, sampler
     weight = process.weight[0] if process.per_timestep else process.weight
     batch = torch.broadcast_shapes(weight.shape[:-2], spectrum.shape[:-2])
     plane = (weight.shape[-2], process.width)
-    draws = count()
 
-    def silence(key, size, weight, scale, *, dtype):
-        next(draws)
-        return weight.new_zeros(size, dtype=dtype)
+    def run(samples: int) -> tuple[Tensor, int]:
+        """Samples of which number i holds the effect of draw number i alone, and how many draws there were."""
+        draws = count()
 
-    def impulse(key, size, weight, scale, *, dtype):
-        white = weight.new_zeros(size, dtype=dtype)
-        white[next(draws), ..., 0, 0] = (plane[0] * plane[1]) ** 0.5  # |F|^2 = 1 in every bin
-        return ops.spectral_filter(white, weight, scale)
+        def impulse(key, size, weight, scale, *, dtype):
+            white, number = weight.new_zeros(size, dtype=dtype), next(draws)
+            if number < samples:
+                white[number, ..., 0, 0] = (plane[0] * plane[1]) ** 0.5  # |F|^2 = 1 in every bin
+            return ops.spectral_filter(white, weight, scale)
 
-    def run(draw: Callable, samples: int) -> Tensor:
-        probe.draw = draw
-        return sampler(probe, model, (samples, *batch, *plane), times, key(0, weight.device))
+        probe.draw = impulse
+        return sampler(probe, model, (samples, *batch, *plane), times, key(0, weight.device)), next(draws)
 
-    run(silence, 1)
-    sources, draws = next(draws), count()
-    power = torch.fft.rfft2(run(impulse, sources), norm="ortho").abs().square().sum(0)
+    samples, draws = run(1)
+    if draws > 1:
+        samples, _ = run(draws)
+    power = torch.fft.rfft2(samples, norm="ortho").abs().square().sum(0)
     return power if process.kept_bands is None else power * process.kept_bands  # 0, not its rounding
 
 

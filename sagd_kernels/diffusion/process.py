@@ -62,6 +62,7 @@ class DiffusionProcess:
             raise ValueError("weight: expected a positive value at one frequency at least, got zero everywhere")
         self.schedule, self.width, self.prediction, self.per_timestep = schedule, width, prediction, per_timestep
         self.dtype = weight.dtype
+        # the weight of eps: one for all times, or one for each timestep in its first dimension
         self.weight = _marginal_weights(schedule, weight) if per_timestep else weight
         kept = (weight[0] if per_timestep else weight) > 0
         self.kept_bands = None if kept.all() else kept.to(self.dtype)
@@ -84,8 +85,7 @@ class DiffusionProcess:
 
     def marginal(self, x0: Tensor, t: Time) -> SpectralNormal:
         """q(x_t | x_0) for t after `clean`."""
-        signal, noise = self.levels(t, x0)
-        return self._normal(_scaled(x0, signal), noise, self.weight_at(t, x0))
+        return self._normal(_scaled(x0, self.levels(t, x0)[0]), *self._noise_at(t, x0))
 
     def prior(self, t: Time, x: Tensor) -> SpectralNormal:
         """N(0, s_t^2 Sigma_w) over planes like `x`: what samplers start from, q(x_t | x_0 = 0)."""
@@ -96,20 +96,12 @@ class DiffusionProcess:
         eps = self.convert(x0, x, t, "x0", "eps")
         mean = self.step(x0, eps, t, s, eta=1.0)
         _, injected = self._reverse_gains(t, s, 1.0, x)
-        noise, weight = self.levels(t, x)[1], self.weight_at(t, x)
-        if _is_plane(injected):
-            return self._normal(mean, noise, weight * injected.to(weight.dtype))
-        return self._normal(mean, noise * injected, weight)
+        return self._normal(mean, *self._noise_at(t, x, injected))
 
     def noise(self, key: Tensor, size: torch.Size, t: Time, gain: Tensor | None = None, dtype=None) -> Tensor:
         """gain * s_t T_w xi: noise as x_t holds it, times a number or, per bin, a half plane."""
         like = torch.empty((), dtype=dtype or self.dtype, device=self.weight.device).expand(size)
-        scale, weight = self.levels(t, like)[1], self.weight_at(t, like)
-        if gain is not None and _is_plane(gain):
-            weight = weight * gain.to(weight.dtype)
-        elif gain is not None:
-            scale = scale * gain
-        return self.draw(key, size, weight, scale, dtype=like.dtype)
+        return self.draw(key, size, *self._noise_at(t, like, gain), dtype=like.dtype)
 
     # ---- what a model predicts
 
@@ -244,8 +236,17 @@ class DiffusionProcess:
         noise = self.levels(t, eps)[1]
         return ops.spectral_filter(eps, -inverse(self.weight_at(t, eps)).square(), _per_plane(1 / noise))
 
-    def _normal(self, loc: Tensor, noise: Tensor, weight: Tensor) -> SpectralNormal:
-        return SpectralNormal(weight, self.width, loc, _per_plane(noise), validate_args=False)
+    def _noise_at(self, t: Time, x: Tensor, gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The weight and the scale of the noise gain * s_t T_w xi."""
+        weight, scale = self.weight_at(t, x), self.levels(t, x)[1]
+        if gain is not None and _is_plane(gain):
+            weight = weight * gain.to(weight.dtype)
+        elif gain is not None:
+            scale = scale * gain
+        return weight, scale
+
+    def _normal(self, loc: Tensor, weight: Tensor, scale: Tensor) -> SpectralNormal:
+        return SpectralNormal(weight, self.width, loc, _per_plane(scale), validate_args=False)
 
 
 def _marginal_weights(schedule: Schedule, weights: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def ddim(process: DiffusionProcess, model, shape, times, key, *, eta: float = 0.
     x, times = _begin(process, shape, times, key, start, clip)
     for i, (t, s) in enumerate(pairwise(times), 1):
         x0, eps = process.denoise(model, x, t, clip=clip)
-        x = process.project(process.step(x0, eps, t, s, eta=eta, key=fold_in(key, i)))
+        x = process.project(process.step(x0, eps, t, s, eta=eta, key=fold_in(key, i) if eta > 0 else None))
     return x
 
 
