@@ -133,7 +133,26 @@ def test_one_weight_per_timestep(name):
     for steps in (20, 40, 80):
         spectrum = sampled_spectrum(process, expected, DDPM.times(steps), sampler)
         errors.append(spectrum_error(spectrum, expected, 8))
+    float32 = DiffusionProcess(DDPM, drifting.float(), 8, prediction="x0", per_timestep=True)
+    samples = [sampler(p, model_of(p, 8, 8), (2, 3, 8, 8), DDPM.times(10), sagd.key(0)) for p in (float32, process)]
+    assert samples[0].dtype == torch.float32
+    torch.testing.assert_close(samples[0].double(), samples[1], rtol=1e-3, atol=1e-4)
     assert errors[-1] < 0.15 and all(fine < {1: 0.75, 2: 0.4}[order] * coarse for coarse, fine in pairwise(errors))
+
+
+def test_churn_is_noise_of_its_range_and_factor():
+    process = DiffusionProcess(EDMSchedule(), weights.power_law(6, 5, -0.5), 5, prediction="x0")
+    start = process.noise(sagd.key(0), (2, 1, 6, 5), 80.0)
+
+    def sample(key, **churn):
+        times = process.schedule.times(6)
+        return edm_heun(process, model_of(process, 6, 5), start.shape, times, sagd.key(key), start=start, **churn)
+
+    plain = sample(1)
+    assert torch.equal(plain, sample(2)) and torch.equal(plain, sample(1, churn=3.0, churn_range=(90.0, 100.0)))
+    assert not torch.equal(sample(1, churn=3.0), sample(2, churn=3.0))
+    silent = sample(1, churn=3.0, churn_noise=0.0)
+    assert torch.equal(silent, sample(2, churn=3.0, churn_noise=0.0)) and not torch.equal(silent, plain)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "x0", "v", "flow", "score"])

@@ -123,6 +123,9 @@ def test_a_radial_weight_starts_as_a_power_law_and_is_calibrated(size):
     with torch.no_grad():
         radial.log_weight += 3
     torch.testing.assert_close(radial(), before, rtol=1e-5, atol=0)
+    before = radial()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(radial(), before)
     assert len(list(radial.parameters())) == 1 and list(radial.state_dict()) == ["log_weight"]
 
 

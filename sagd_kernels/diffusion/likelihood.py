@@ -39,7 +39,7 @@ def log_likelihood(
     log_determinant = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for t, s in pairwise(times):
         change, trace = _increment(process, model, x, t, t, s, key, probes)
-        ahead, trace_ahead = _increment(process, model, process.project(x + change), s, t, s, key, probes)
+        ahead, trace_ahead = _increment(process, model, x + change, s, t, s, key, probes)
         x = process.project(x + (change + ahead) / 2)
         log_determinant += (trace + trace_ahead) / 2
     prior = process.prior(times[-1], x).log_prob(x)

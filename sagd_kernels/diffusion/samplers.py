@@ -46,7 +46,7 @@ def ddim(process: DiffusionProcess, model, shape, times, key, *, eta: float = 0.
 def ddpm(process: DiffusionProcess, model, shape, times, key, *, start=None, clip=None) -> Tensor:
     """Algorithm 2 of "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), also on a subset of the times.
 
-    Each step draws from `process.posterior` with the predicted x_0, which is DDIM at eta = 1.
+    Each step draws from `process.posterior` with the predicted x_0, its variance included, which is DDIM at eta = 1.
     """
     return ddim(process, model, shape, times, key, eta=1.0, start=start, clip=clip)
 
@@ -110,7 +110,7 @@ def probability_flow_ode(process: DiffusionProcess, model, shape, times, key, *,
     for t, s in pairwise(times):
         change = process.flow_increment(*process.denoise(model, x, t, clip=clip), t, t, s)
         if s > process.schedule.clean:
-            ahead = process.denoise(model, process.project(x + change), s, clip=clip)
+            ahead = process.denoise(model, x + change, s, clip=clip)
             change = (change + process.flow_increment(*ahead, s, t, s)) / 2
         x = process.project(x + change)
     return x
