@@ -3,6 +3,7 @@
 Operators (also `torch.ops.sagd.*`): `shaped_noise`, `add_noise`, `spectral_filter`, `whitened_mse`.
 Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In place of `torch.randn_like`:
 `ShapedNoise`. What runs where: `explain`, `build_info`. The operators' definition in float64: `sagd_kernels.reference`.
+The diffusion process around them: `sagd_kernels.diffusion`.
 """
 
 from . import reference, weights

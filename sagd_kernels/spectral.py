@@ -32,10 +32,19 @@ def whitening(weight: Tensor, width: int) -> Tensor:
     The mean over a plane of r . T_whitening r is the mean over the kept bins of |F r|^2 / w^2.
     """
     weight = even_part(weight, width)
+    count = kept_bins(weight, width).clamp(min=1)[..., None, None]
+    return weight.shape[-2] * width / count * inverse(weight).square()
+
+
+def inverse(weight: Tensor) -> Tensor:
+    """1 / w, and 0 where w = 0: the weight of the pseudo-inverse (Moore-Penrose), with gradient 0 there."""
     kept = weight > 0
-    count = (kept * multiplicity(width, like=weight)).sum((-2, -1), keepdim=True).clamp(min=1)
-    inverse = torch.where(kept, 1 / torch.where(kept, weight, 1), 0)
-    return weight.shape[-2] * width / count * inverse.square()
+    return torch.where(kept, 1 / torch.where(kept, weight, 1), 0)
+
+
+def kept_bins(weight: Tensor, width: int) -> Tensor:
+    """How many of the full plane's bins have w > 0, [...]: the rank of T_w. The weight is even."""
+    return ((weight > 0) * multiplicity(width, like=weight)).sum((-2, -1))
 
 
 def cross_spectrum(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
@@ -46,3 +55,20 @@ def cross_spectrum(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     spectra = torch.fft.rfft2(a.to(weight.dtype)), torch.fft.rfft2(b.to(weight.dtype))
     product = (spectra[0].conj() * spectra[1]).real * multiplicity(width, like=weight)
     return (product / (height * width)).sum_to_size(weight.shape)
+
+
+def check_half_plane(name: str, values: Tensor, width: int) -> Tensor:
+    """The values, or a ValueError that names them where they are no half planes of that width."""
+    if values.ndim < 2 or values.shape[-1] != width // 2 + 1 or values.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"{name}: expected float32 or float64 [..., H, {width // 2 + 1}] for width {width}, "
+            f"got {values.dtype} {list(values.shape)}"
+        )
+    return values
+
+
+def check_nonnegative(name: str, values: Tensor) -> Tensor:
+    """The values, or a ValueError that names them where one is negative or not finite."""
+    if not (values.isfinite() & (values >= 0)).all():
+        raise ValueError(f"{name}: expected finite values >= 0, got {values.min():.4g} to {values.max():.4g}")
+    return values

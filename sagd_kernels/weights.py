@@ -24,13 +24,14 @@ are checked by value, which waits for the device: build a weight once, outside c
 """
 
 import math
+from collections.abc import Iterable
 from functools import reduce
 from numbers import Real
 
 import torch
 from torch import Tensor
 
-from .spectral import even_part, mean_square, multiplicity
+from .spectral import check_half_plane, check_nonnegative, even_part, mean_square, multiplicity
 
 _UNITS = {"cycles": 1.0, "nyquist": 0.5, "corner": 0.5**0.5}
 _ROUNDING = 1e-12  # far above the rounding of r, far below the distance of two frequencies
@@ -142,8 +143,8 @@ def two_band(
     """
     if device is None:
         device = next((gamma.device for gamma in (gamma_low, gamma_high) if isinstance(gamma, Tensor)), None)
-    gamma_low = _nonnegative("gamma_low", _parameter("gamma_low", gamma_low, device))
-    gamma_high = _nonnegative("gamma_high", _parameter("gamma_high", gamma_high, device))
+    gamma_low = check_nonnegative("gamma_low", _parameter("gamma_low", gamma_low, device))
+    gamma_high = check_nonnegative("gamma_high", _parameter("gamma_high", gamma_high, device))
     if mixture not in ("one_draw", "paper"):
         raise ValueError(f"mixture: expected 'one_draw' or 'paper', got {mixture!r}")
     low, high = (
@@ -181,30 +182,40 @@ def from_power_spectrum(
     rings of equal r (`radial_profile`). `dc` defaults to "nearest" because C(0) of images is their mean brightness
     squared, which says nothing about the spectrum's slope.
     """
-    spectrum = even_part(_nonnegative("spectrum", _half_plane("spectrum", spectrum, width)).double(), width)
+    spectrum = even_part(check_nonnegative("spectrum", check_half_plane("spectrum", spectrum, width)).double(), width)
     if radial:
         spectrum = radial_profile(spectrum, width)[..., _ring(spectrum.shape[-2], width, spectrum.device)]
     exponent = _parameter("exponent", exponent, spectrum.device)
     return _finish(_with_dc(_power(spectrum, exponent / 2), width, dc), width, normalized, dtype)
 
 
-def power_spectrum(images: Tensor) -> Tensor:
-    """Mean of |F(x)|^2 over all planes of `images` [..., H, W], F unitary: float32 (float64 for float64) [H, W//2+1].
+def power_spectrum(images: Tensor | Iterable) -> Tensor:
+    """Mean of |F(x)|^2 over all planes of `images`, F unitary: float32 (float64 for float64) [H, W//2+1].
 
-    In squared pixel units: its mean over all bins is the mean squared pixel. For data that does not fit in memory,
-    average the spectra of batches of equal size.
+    `images` is a tensor [..., H, W] or, for data that does not fit in memory, an iterable of such tensors: batches of
+    any size, a DataLoader, a Dataset. Where it yields tuples (images, labels, ...) their first entry counts. In
+    squared pixel units: the mean over all bins is the mean squared pixel.
     """
-    if images.ndim < 2 or not images.is_floating_point() or images.numel() == 0:
-        raise ValueError(
-            f"images: expected a non-empty real tensor [..., H, W], got {images.dtype} {list(images.shape)}"
-        )
-    power = torch.fft.rfft2(images.double(), norm="ortho").abs().square()
-    return power.reshape(-1, *power.shape[-2:]).mean(0).to(torch.promote_types(images.dtype, torch.float32))
+    total, planes, size, dtype = 0, 0, None, torch.float32
+    for batch in (images,) if isinstance(images, Tensor) else images:
+        x = batch[0] if isinstance(batch, tuple | list) else batch
+        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"images: expected a non-empty real tensor [..., H, W], got {got}")
+        size = size or x.shape[-2:]
+        if x.shape[-2:] != size:
+            raise ValueError(f"images: expected planes of one size, got {list(x.shape[-2:])} after {list(size)}")
+        power = torch.fft.rfft2(x.double(), norm="ortho").abs().square()
+        power = power.reshape(-1, *power.shape[-2:])
+        total, planes, dtype = total + power.sum(0), planes + len(power), torch.promote_types(x.dtype, dtype)
+    if planes == 0:
+        raise ValueError("images: expected at least one batch, got none")
+    return (total / planes).to(dtype)
 
 
 def radial_profile(values: Tensor, width: int) -> Tensor:
     """Mean of `values` [..., H, W//2+1] over rings of r: [..., R], ring i around r = i / max(H, W) cycles per pixel."""
-    ring = _ring(_half_plane("values", values, width).shape[-2], width, values.device)
+    ring = _ring(check_half_plane("values", values, width).shape[-2], width, values.device)
     total = values.new_zeros(*values.shape[:-2], int(ring.max()) + 1, dtype=torch.float64)
     count = multiplicity(width, like=total).expand(ring.shape).flatten()
     total = total.index_add(-1, ring.flatten(), values.double().flatten(-2) * count)
@@ -216,7 +227,7 @@ def combine(*weights: Tensor, width: int) -> Tensor:
     """The product of weights [..., H, W//2+1], calibrated: filters one after another, as one."""
     if not weights:
         raise ValueError("weights: expected at least one, got none")
-    planes = {_half_plane("weights", weight, width).shape[-2:] for weight in weights}
+    planes = {check_half_plane("weights", weight, width).shape[-2:] for weight in weights}
     if len(planes) > 1:
         raise ValueError(f"weights: expected planes of one size, got {sorted(map(list, planes))}")
     return normalize(reduce(torch.mul, weights), width)
@@ -228,7 +239,7 @@ def normalize(weight: Tensor, width: int) -> Tensor:
     The result is even: on the columns l = 0 and W/2, which hold both f and -f, w is replaced by its even part, which
     is all that the operators use. ValueError where w is negative, not finite, or zero everywhere.
     """
-    return _finish(_half_plane("weight", weight, width).double(), width, True, weight.dtype)
+    return _finish(check_half_plane("weight", weight, width).double(), width, True, weight.dtype)
 
 
 def power(weight: Tensor, exponent: float | Tensor) -> Tensor:
@@ -240,7 +251,9 @@ def power(weight: Tensor, exponent: float | Tensor) -> Tensor:
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"weight: expected float32 or float64, got {weight.dtype}")
     exponent = _parameter("exponent", exponent, weight.device)
-    return _nonnegative("weight^exponent", _power(_nonnegative("weight", weight).double(), exponent).to(weight.dtype))
+    return check_nonnegative(
+        "weight^exponent", _power(check_nonnegative("weight", weight).double(), exponent).to(weight.dtype)
+    )
 
 
 def _power(base: Tensor, exponent: Tensor) -> Tensor:
@@ -293,7 +306,7 @@ def _with_dc(weight: Tensor, width: int, dc: str | float | Tensor | None) -> Ten
     elif dc is None:
         return weight
     else:
-        value = _nonnegative("dc", _parameter("dc", dc, weight.device))
+        value = check_nonnegative("dc", _parameter("dc", dc, weight.device))
     return torch.where(r > 0, weight, value)
 
 
@@ -301,12 +314,12 @@ def _finish(weight: Tensor, width: int, normalized: bool, dtype: torch.dtype) ->
     """What every weight passes at last: even part, calibration, conversion, and a look at the values."""
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
-    weight = even_part(_nonnegative("weight", weight), width)
+    weight = even_part(check_nonnegative("weight", weight), width)
     if not weight.sum((-2, -1)).all():
         raise ValueError("weight: expected a positive value at one frequency at least, got zero everywhere")
     if normalized:
         weight = weight * mean_square(weight, width).rsqrt()[..., None, None]
-    return _nonnegative("weight", weight.to(dtype))
+    return check_nonnegative("weight", weight.to(dtype))
 
 
 def _ring(height: int, width: int, device: torch.device) -> Tensor:
@@ -325,18 +338,3 @@ def _parameter(name: str, value: float | Tensor, device: torch.device | str | No
     if not value.isfinite().all():
         raise ValueError(f"{name}: expected finite values, got {value.tolist()}")
     return value[..., None, None]
-
-
-def _half_plane(name: str, values: Tensor, width: int) -> Tensor:
-    if values.ndim < 2 or values.shape[-1] != width // 2 + 1 or values.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"{name}: expected float32 or float64 [..., H, {width // 2 + 1}] for width {width}, "
-            f"got {values.dtype} {list(values.shape)}"
-        )
-    return values
-
-
-def _nonnegative(name: str, values: Tensor) -> Tensor:
-    if not (values.isfinite() & (values >= 0)).all():
-        raise ValueError(f"{name}: expected finite values >= 0, got {values.min():.4g} to {values.max():.4g}")
-    return values

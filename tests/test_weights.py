@@ -248,6 +248,16 @@ def test_power_spectrum_is_in_squared_pixel_units_and_averages_over_batches():
     assert weights.power_spectrum(images.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("size", [1, 4, 6])
+def test_power_spectrum_of_batches_is_that_of_the_whole(size):
+    images = torch.randn(6, 3, 10, 7, generator=torch.Generator().manual_seed(1))
+    spectrum = weights.power_spectrum(images)
+    torch.testing.assert_close(weights.power_spectrum(iter(images.split(size))), spectrum)
+    labelled = [(batch, torch.zeros(len(batch))) for batch in images.split(size)]
+    torch.testing.assert_close(weights.power_spectrum(labelled), spectrum)
+    assert weights.power_spectrum([images[:1].double(), images[1:]]).dtype == torch.float64
+
+
 def test_exponent_tilts_between_white_and_the_spectrum():
     spectrum = natural_spectrum(9, 8)
     white = weights.from_power_spectrum(spectrum, 8, 0)
@@ -451,6 +461,10 @@ def test_the_device_is_the_one_asked_for_or_the_parameters_or_the_default():
         (lambda: weights.power_spectrum(torch.ones(8)), ValueError, r"images: .* got torch.float32 \[8\]"),
         (lambda: weights.power_spectrum(torch.ones(0, 8, 8)), ValueError, r"images: expected a non-empty"),
         (lambda: weights.power_spectrum(torch.ones(8, 8, dtype=torch.int64)), ValueError, "images: .* torch.int64"),
+        (lambda: weights.power_spectrum([]), ValueError, "images: expected at least one batch, got none"),
+        (lambda: weights.power_spectrum([{}]), ValueError, r"images: expected .* tensor \[..., H, W\], got dict"),
+        (lambda: weights.power_spectrum([torch.ones(8, 8), torch.ones(8, 9)]), ValueError,
+         r"images: expected planes of one size, got \[8, 9\] after \[8, 8\]"),
         (lambda: weights.radial_profile(torch.ones(8, 8), 8), ValueError, "values: expected .* for width 8"),
         (lambda: weights.combine(width=8), ValueError, "weights: expected at least one"),
         (lambda: weights.combine(torch.ones(8, 5), torch.ones(1, 5), width=8), ValueError, r"weights: .*\[\[1, 5\]"),
