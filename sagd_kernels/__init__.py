@@ -6,7 +6,7 @@ Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In
 The diffusion process around them: `sagd_kernels.diffusion`.
 """
 
-from . import reference, weights
+from . import diffusion, reference, weights
 from ._build import build_info
 from .backends import explain
 from .modules import ShapedNoise
@@ -17,6 +17,7 @@ __all__ = [
     "ShapedNoise",
     "add_noise",
     "build_info",
+    "diffusion",
     "explain",
     "fold_in",
     "key",
