@@ -19,12 +19,24 @@ def _triton():
     return triton
 
 
-def cuda_backend(size: Sequence[int], dtype: torch.dtype):
-    """The module whose operators run on CUDA tensors [..., H, W] of this dtype, and why in a few words."""
+@functools.cache
+def _lack(device: torch.device) -> str | None:
+    """Why Triton's kernels cannot run on a CUDA device; a machine without any is taken for one where they can."""
+    if torch.version.hip:
+        return "the Triton kernels are for NVIDIA's GPUs"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need compute capability 8.0"
+    return None
+
+
+def cuda_backend(size: Sequence[int], dtype: torch.dtype, device: torch.device):
+    """The module whose operators run on tensors [..., H, W] of this dtype on a CUDA device, and why in a few words."""
     height, width = size[-2:]
     triton = _triton()
     if triton is None:
         return composite, "Triton is not installed"
+    if lack := _lack(device):
+        return composite, lack
     if dtype == torch.float64:
         return composite, "the Triton kernels compute in float32"
     if triton.plan(height, width) is None:
@@ -41,7 +53,8 @@ def on_cuda(operator: str):
             size, dtype = args[1], kwargs.get("dtype") or args[2].dtype
         else:
             size, dtype = args[0].shape, args[0].dtype
-        return getattr(cuda_backend(size, dtype)[0], name)(*args, **kwargs)
+        with torch.cuda.device_of(args[0]):  # where kernels are launched
+            return getattr(cuda_backend(size, dtype, args[0].device)[0], name)(*args, **kwargs)
 
     return run
 
@@ -50,7 +63,7 @@ def explain(size: Sequence[int], dtype: torch.dtype = torch.float32, device: tor
     """What an operator call on planes [..., H, W] of this dtype and device runs, and why, in a sentence or two."""
     device = torch.device(device)
     if device.type == "cuda":
-        backend, why = cuda_backend(size, dtype)
+        backend, why = cuda_backend(size, dtype, device)
         return f"composite of torch.fft: {why}" if backend is composite else f"Triton kernels: {why}"
     if device.type != "cpu":
         return f"composite of torch.fft: there are no kernels for {device.type}"
