@@ -5,7 +5,7 @@ Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In
 `ShapedNoise`. What runs where: `explain`, `build_info`. The operators' definition in float64: `sagd_kernels.reference`.
 """
 
-from . import reference, weights
+from . import integrations, reference, weights
 from ._build import build_info
 from .backends import explain
 from .modules import ShapedNoise
@@ -18,6 +18,7 @@ __all__ = [
     "build_info",
     "explain",
     "fold_in",
+    "integrations",
     "key",
     "next_key",
     "reference",
