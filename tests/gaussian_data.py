@@ -19,10 +19,12 @@ def filtered(x: Tensor, response: Tensor) -> Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(x) * response, s=x.shape[-2:])
 
 
-def posterior_means(x: Tensor, weight: Tensor, signal: float, noise: float) -> tuple[Tensor, Tensor]:
+def posterior_means(
+    x: Tensor, weight: Tensor, signal: float, noise: float, spectrum: Tensor = SPECTRUM
+) -> tuple[Tensor, Tensor]:
     """E[x_0 | x] and E[n | x] at x = signal x_0 + noise n."""
-    variance = signal**2 * SPECTRUM + noise**2 * weight.square()
-    return filtered(x, signal * SPECTRUM / variance), filtered(x, noise * weight.square() / variance)
+    variance = signal**2 * spectrum + noise**2 * weight.square()
+    return filtered(x, signal * spectrum / variance), filtered(x, noise * weight.square() / variance)
 
 
 def log_spectrum_error(x: Tensor, spectrum: Tensor = SPECTRUM) -> float:

@@ -32,6 +32,7 @@ _MEAN_ARGUMENT = {
     nn.init.normal_: 1,
 }
 _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_thread = threading.local()  # .innermost: the interception that acts in this thread
 
 
 class Draw(NamedTuple):
@@ -68,8 +69,8 @@ def intercept(
 
     Seen are `torch.randn`, `torch.randn_like`, `torch.normal` and `Tensor.normal_`, under whatever name they were
     imported, and what is built on them, as diffusers' `randn_tensor` is. A draw of mean m and standard deviation s
-    becomes m + s T_w xi. Not seen are draws in TorchScript and in compiled code: `torch.compile` takes its random
-    numbers where nothing outside can see them. Draws within `torch.utils.checkpoint` are passed by.
+    becomes m + s T_w xi. Not seen are draws in the backward pass, in TorchScript and in code that `torch.compile` has
+    compiled, which torch hides; draws within `torch.utils.checkpoint`, which the backward pass repeats, are passed by.
 
     Only the thread that entered the block is concerned, and only its process: data loader workers draw white noise
     however they were started. Blocks nest: the innermost that matches shapes a draw.
@@ -111,7 +112,6 @@ class Interception(TorchFunctionMode):
         self.weight, self.min_batch_dims, self.where = weight, min_batch_dims, where
         self.draws = Draws()
         self._process = os.getpid()
-        self._lock = threading.Lock()  # autograd's threads, which recompute checkpoints, inherit the thread's modes
         self._enclosing: Interception | None = None
         self._covered = False  # while a block within this one decides
 
@@ -145,24 +145,26 @@ class Interception(TorchFunctionMode):
             interception = interception._enclosing
 
     def _take(self, draw: Draw, result: Tensor, mean: float, constant: bool) -> bool:
-        why = self._mismatch(draw, result) or (None if constant else "mean or std is a tensor")
-        with self._lock:
-            if why is not None:
-                self.draws.passed_by[draw, why] += 1
-                return False
-            self.draws.shaped[draw] += 1
+        why = self._mismatch(draw, result, constant)
+        if why is not None:
+            self.draws.passed_by[draw, why] += 1
+            return False
+        self.draws.shaped[draw] += 1
         with torch.no_grad():
             weight = self.weight.like(result)
             result.copy_(spectral_filter(result - mean, weight) + mean if mean else spectral_filter(result, weight))
         return True
 
-    def _mismatch(self, draw: Draw, result: Tensor) -> str | None:
+    def _mismatch(self, draw: Draw, result: Tensor, constant: bool) -> str | None:
+        """Why this interception passes the draw by, if it does."""
         if draw.dtype not in _FLOATING:
             return "dtype"
         if isinstance(result, nn.Parameter):
             return "parameter"
         if len(draw.size) < 2 + self.min_batch_dims or not self.weight.fits(draw.size):
             return "size"
+        if not constant:
+            return "mean or std is a tensor"
         if _in_checkpoint():
             return "checkpoint"
         if self.where is not None and not self.where(draw):
@@ -170,12 +172,9 @@ class Interception(TorchFunctionMode):
         return None
 
 
-_thread = threading.local()
-
-
 def _in_checkpoint() -> bool:
-    """Whether `torch.utils.checkpoint` runs: it repeats its draws in the backward pass, where torch hides them from
-    modes, so that they must be white both times."""
+    """Whether `torch.utils.checkpoint` runs: the backward pass repeats its draws, hidden from modes, and must get the
+    same noise."""
     frame = sys._getframe()
     while frame is not None and frame.f_code.co_filename != torch.utils.checkpoint.__file__:
         frame = frame.f_back

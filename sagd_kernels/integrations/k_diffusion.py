@@ -15,8 +15,8 @@ from ..modules import ShapedNoise
 from ..ops import shaped_noise, spectral_filter
 from .placed_weight import PlacedWeight
 
-_DEPTH = 24
-_ROUNDING = 1e-6
+_DEPTH = 24  # of the tree
+_ROUNDING = 1e-6  # of times that a sampler has transformed and back in float32
 
 
 def noise_sampler(
@@ -42,8 +42,8 @@ class BrownianTreeNoiseSampler:
     steps, so samples can be compared between numbers of steps.
 
     W is evaluated along a virtual tree of Brownian bridges (Li et al., "Scalable gradients for stochastic differential
-    equations", AISTATS 2020), whose nodes own a key each and store nothing: one evaluation draws 25 times. The law is
-    exact for times that no dyadic interval of 2^-24 of the range holds together.
+    equations", AISTATS 2020), whose nodes own a key each and store nothing; an evaluation draws noise 26 times. The law
+    is exact for times that do not fall into the same of the range's 2^24 equal parts.
 
     Args:
         x: [..., H, W], whose shape, dtype and device the noise has.
@@ -105,31 +105,27 @@ class BrownianTreeNoiseSampler:
             raise ValueError(f"seed: expected one for each of the {x.shape[0]} samples, got {len(seed)}")
         return torch.stack([random.key(s, device=x.device) for s in seed])
 
-    def _node(self, index: int, variance: float) -> Tensor:
-        """The noise of node number `index` of the tree, of that variance."""
-        key = random.fold_in(self._key, index)
-        return shaped_noise(key, self._size, self._weight).mul_(math.sqrt(variance))
-
     def _path(self, time: float) -> Tensor:
-        """W(time), with W = 0 at the start: down the tree's bridges to the interval that holds the time.
+        """W(time), with W = 0 at the start: down the tree's bridges to a leaf, and one more bridge within it.
 
         Node 0 is the increment over the whole range, node 1 the root, 2 n and 2 n + 1 the halves of node n.
         """
-        a, b, node = self._start, self._end, 1
-        w_b = self._node(0, b - a)
-        w_a = torch.zeros_like(w_b)
-        for _ in range(_DEPTH):
-            if time in (a, b):
-                break
-            middle = (a + b) / 2
-            w_middle = (w_a + w_b) / 2 + self._node(node, (b - a) / 4)
-            if time < middle:
-                b, w_b, node = middle, w_middle, 2 * node
+        position = (time - self._start) / (self._end - self._start) * 2**_DEPTH
+        leaf = min(int(position), 2**_DEPTH - 1)
+        nodes = [0, *((1 << level) + (leaf >> _DEPTH - level) for level in range(_DEPTH + 1))]
+        nodes = torch.tensor(nodes, device=self._key.device).view(-1, *[1] * (self._key.ndim - 1))
+        noise = (shaped_noise(key, self._size, self._weight) for key in random.fold_in(self._key, nodes))
+        right = next(noise)
+        left = torch.zeros_like(right)
+        for level in range(_DEPTH):
+            middle = torch.lerp(left, right, 0.5).add_(next(noise), alpha=2 ** (-level / 2 - 1))
+            if leaf >> _DEPTH - level - 1 & 1:
+                left = middle
             else:
-                a, w_a, node = middle, w_middle, 2 * node + 1
-        share = (time - a) / (b - a)
-        bridge = torch.lerp(w_a, w_b, share)
-        return bridge + self._node(node, (b - a) * share * (1 - share)) if 0 < share < 1 else bridge
+                right = middle
+        share = position - leaf
+        bridge = torch.lerp(left, right, share).add_(next(noise), alpha=math.sqrt(share * (1 - share) / 2**_DEPTH))
+        return bridge.mul_(math.sqrt(self._end - self._start))
 
 
 def on_kept_bands(denoiser: Callable[..., Tensor], weight: Tensor) -> Callable[..., Tensor]:
