@@ -1,5 +1,7 @@
 """Interception: every matching normal draw of torch is shaped, and nothing else is, there and then and nowhere else."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 from functools import partial
@@ -221,6 +223,13 @@ def test_no_such_weight(weight, message):
         pass
 
 
+def test_no_other_library_is_imported():
+    code = (
+        "import sys, sagd_kernels.integrations.k_diffusion as k; print(*{'diffusers', 'k_diffusion'} & {*sys.modules})"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split() == []
+
+
 # ---- nesting, and what is left behind
 
 
@@ -328,12 +337,12 @@ class NoiseSet(torch.utils.data.Dataset):
         return torch.randn(SIZE, generator=torch.Generator().manual_seed(index))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_data_loader_workers_draw_white_noise(method):
+def test_data_loader_workers_draw_white_noise():
+    """A spawned worker knows nothing of the block; a forked one inherits it."""
     expected = [NoiseSet()[i] for i in range(2)]
     with intercept(WEIGHT) as draws:
         torch.randn(SIZE)
-        loaded = [batch[0] for batch in DataLoader(NoiseSet(), num_workers=1, multiprocessing_context=method)]
+        loaded = [batch[0] for batch in DataLoader(NoiseSet(), num_workers=1, multiprocessing_context="fork")]
     assert all(torch.equal(a, b) for a, b in zip(loaded, expected, strict=True))
     assert draws.shaped.total() == 1
 
@@ -379,6 +388,9 @@ def test_compiled_code_draws_its_own_noise():
         assert torch.equal(seeded(compiled, X), white)
         assert_shaped(seeded(torch.randn, SIZE), noise)
     assert draws.shaped.total() == 1 and not draws.passed_by
+    with intercept(WEIGHT) as draws, torch.compiler.set_stance("force_eager"):
+        assert_shaped(seeded(compiled, X), white)
+    assert draws.shaped.total() == 2
 
 
 # ---- a trainer of others: MONAI's, which draws its noise inside

@@ -51,7 +51,9 @@ def test_the_default_generator_governs_the_rest():
 TIMES = [LOW, 1 / 32, 0.5, 1.0, 2.0, 7.75, 10.125, 13.25, HIGH]
 
 
-@pytest.mark.parametrize("interval", [(HIGH, 13.25), (10.125, 7.75), (1.0, 2.0), (1 / 32, LOW)], ids=str)
+@pytest.mark.parametrize(
+    "interval", [(HIGH, 13.25), (10.125, 7.75), (1.0, 2.0), (1 / 32, LOW), (LOW + 6e-7, LOW + 3e-6)], ids=str
+)
 def test_every_interval_has_noise_of_the_weight(interval):
     assert_spectrum(brownian(torch.zeros(3000, 1, SIZE, SIZE))(*interval), WEIGHT)
 

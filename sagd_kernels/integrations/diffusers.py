@@ -111,12 +111,12 @@ class ShapedScheduler(SchedulerMixin):
 
     def _warn_if_white(self, x: Tensor) -> None:
         """Warns where x_T is likelier to be white than shaped, by a log-likelihood ratio that only white noise has."""
-        weight = even_part(self._weight.like(x), x.shape[-1])
-        kept = weight > 0
-        weight = torch.where(kept, weight, 1)
+        weight, rounding = even_part(self._weight.like(x), x.shape[-1]), torch.finfo(x.dtype).eps
+        # an omitted band says nothing, as x has been projected
+        variance = torch.where(weight > 0, weight.square() + rounding**2, 1)
         spectrum = torch.fft.rfft2(x.to(weight.dtype) / getattr(self, "init_noise_sigma", 1.0), norm="ortho")
-        ratio = spectrum.abs().square() * (weight**-2 - 1) + 2 * weight.log()
-        if (ratio * kept * multiplicity(x.shape[-1], like=weight)).sum() / 2 > _SURELY_WHITE:
+        ratio = spectrum.abs().square() * (1 / variance - 1) + variance.log()
+        if (ratio * multiplicity(x.shape[-1], like=weight)).sum() / 2 > _SURELY_WHITE:
             warnings.warn(
                 "x_T: expected noise of the scheduler's weight, got what looks white; draw it with scheduler.randn, or "
                 "run the pipeline as a Shaped pipeline or within sagd_kernels.integrations.intercept(scheduler.weight)",
