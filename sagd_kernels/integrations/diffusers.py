@@ -66,14 +66,14 @@ class ShapedScheduler(SchedulerMixin):
         """The weight, as it was given."""
         return self._weight.weight
 
-    def randn_like(self, x: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None = None) -> Tensor:
+    def randn_like(self, x: Tensor, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """Noise of the weight with the shape, dtype and device of `x`: for training, in place of `torch.randn_like`."""
         return self.randn(x.shape, generator, x.device, x.dtype)
 
     def randn(
         self,
         size: Sequence[int],
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> Tensor:

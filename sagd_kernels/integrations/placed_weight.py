@@ -25,7 +25,7 @@ class PlacedWeight:
             raise ValueError("weight: expected a constant; pass weight.detach() if no gradient is wanted")
         if not (weight.isfinite() & (weight >= 0)).all():
             raise ValueError(f"weight: expected finite values >= 0, got {weight.min():.4g} to {weight.max():.4g}")
-        self.weight = weight
+        self.weight = weight.clone()
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def like(self, x: Tensor) -> Tensor:
