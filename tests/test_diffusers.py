@@ -140,18 +140,16 @@ def test_the_state_is_projected_too():
 
 
 def test_a_learned_variance_is_left_alone():
-    x, output = torch.randn(2, 1, SIZE, SIZE), torch.rand(2, 2, SIZE, SIZE)
-    scheduler = shaped.ShapedDDPMScheduler(weight=OMITTED, variance_type="learned_range", clip_sample=False)
-    plain = diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False)
-    kept = weights.power(OMITTED, 0)
-    results = []
-    for s, state, predicted in ((scheduler, x, output), (plain, *(spectral_filter(v, kept) for v in (x, output)))):
-        if s is plain:
-            predicted[:, 1:] = output[:, 1:]
-        torch.manual_seed(2)
-        with shaped.Interception(shaped.PlacedWeight(OMITTED)):
-            results.append(s.step(predicted, 500, state).prev_sample)
-    torch.testing.assert_close(*results)
+    arguments = {"variance_type": "learned_range", "clip_sample": False}
+    scheduler, plain = shaped.ShapedDDPMScheduler(weight=OMITTED, **arguments), diffusers.DDPMScheduler(**arguments)
+    x, predicted, variance = torch.randn(3, 2, 1, SIZE, SIZE)
+    torch.manual_seed(2)
+    result = scheduler.step(torch.cat([predicted, variance], 1), 500, x).prev_sample
+    x, predicted = (spectral_filter(planes, weights.power(OMITTED, 0)) for planes in (x, predicted))
+    torch.manual_seed(2)
+    with intercept(OMITTED):
+        expected = plain.step(torch.cat([predicted, variance], 1), 500, x).prev_sample
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("config", [{"clip_sample": True}, {"clip_sample": False, "thresholding": True}])
