@@ -3,10 +3,10 @@
 Operators (also `torch.ops.sagd.*`): `shaped_noise`, `add_noise`, `spectral_filter`, `whitened_mse`.
 Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In place of `torch.randn_like`:
 `ShapedNoise`. What runs where: `explain`, `build_info`. The operators' definition in float64: `sagd_kernels.reference`.
-The diffusion process around them: `sagd_kernels.diffusion`.
+The diffusion process around them: `sagd_kernels.diffusion`; other people's trainers: `sagd_kernels.integrations`.
 """
 
-from . import diffusion, reference, weights
+from . import diffusion, integrations, reference, weights
 from ._build import build_info
 from .backends import explain
 from .modules import ShapedNoise
@@ -20,6 +20,7 @@ __all__ = [
     "diffusion",
     "explain",
     "fold_in",
+    "integrations",
     "key",
     "next_key",
     "reference",
