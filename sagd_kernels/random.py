@@ -29,7 +29,7 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
     source = generator.device if generator is not None else device
     halves = torch.randint(2**32, (2, 2), generator=generator, dtype=torch.int64, device=source)
     drawn = halves[:, 0] | halves[:, 1] << 32
-    return drawn.view(torch.uint64).to(device if device is not None else drawn.device)
+    return drawn.to(device=device, dtype=torch.uint64)  # the same 64 bits
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
