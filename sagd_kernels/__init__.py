@@ -2,7 +2,7 @@
 
 Operators (also `torch.ops.sagd.*`): `shaped_noise`, `add_noise`, `spectral_filter`, `whitened_mse`.
 Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In place of `torch.randn_like`:
-`ShapedNoise`. What runs where: `explain`, `build_info`. The operators' definition in float64: `sagd_kernels.reference`.
+`ShapedNoise`. What runs where: `explain`, `benchmark`, `build_info`. The operators' definition in float64: `sagd_kernels.reference`.
 The diffusion process around them: `sagd_kernels.diffusion`; other people's trainers: `sagd_kernels.integrations`.
 """
 
@@ -12,6 +12,9 @@ from .backends import explain
 from .modules import ShapedNoise
 from .ops import add_noise, shaped_noise, spectral_filter, whitened_mse
 from .random import fold_in, key, next_key, split
+
+# On CUDA devices: time the backends at the first call of each kind, and keep the fastest (see `backends`).
+benchmark = False
 
 __all__ = [
     "ShapedNoise",

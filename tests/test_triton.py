@@ -18,7 +18,6 @@ from conftest import (
 )
 
 import sagd_kernels as sagd
-from sagd_kernels import backends
 from sagd_kernels.backends import composite
 
 pytest.importorskip("triton", reason="Triton is not installed")
@@ -238,25 +237,3 @@ def test_compiled_kernels_of_half_types(operator, dtype):
     args = arguments(operator, 32, 32, dtype=dtype)
     with emulator():
         assert_operator_close(operator, *args, **({"dtype": dtype} if operator == "shaped_noise" else {}))
-
-
-# ---- what runs where -------------------------------------------------------------------------------------------------
-
-
-def test_explain_names_the_backend_and_the_reason():
-    assert sagd.explain((4, 3, 64, 64), device="cuda").startswith("Triton kernels: 64 x 64")
-    assert "one product" in sagd.explain((64, 64), dtype=torch.bfloat16, device="cuda")
-    assert "composite of torch.fft: the Triton kernels take planes of up to" in sagd.explain((256, 256), device="cuda")
-    assert "float32" in sagd.explain((64, 64), dtype=torch.float64, device="cuda")
-
-
-@pytest.mark.parametrize("operator", OPERATORS)
-def test_cuda_tensors_go_to_the_kernels(operator, monkeypatch):
-    name = "_whitened_mse" if operator == "whitened_mse" else operator
-    called = []
-    monkeypatch.setattr(backend, operator, lambda *args, **kwargs: called.append("triton"))
-    monkeypatch.setattr(composite, operator, lambda *args, **kwargs: called.append("composite"))
-    for size in (128, 129):
-        args = arguments(operator, size, size)
-        backends.on_cuda(name)(*args, *([False] if operator == "whitened_mse" else []))
-    assert called == ["triton", "composite"]

@@ -1,73 +1,107 @@
-"""Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft."""
+"""Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft.
+
+On the CPU there is one, registered by the native library. On CUDA devices a call runs the first of `ORDER` that is able
+to. `SAGD_BACKEND` in the environment names one for all calls. With `sagd_kernels.benchmark = True` the first call of
+each kind times those that are able, and the fastest is kept for the process.
+"""
 
 import functools
+import importlib
 import importlib.util
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Callable, Sequence
 
 import torch
 
-from . import composite
+ORDER = ("cuda", "triton", "composite")
+TITLES = {"cuda": "CUDA kernels", "triton": "Triton kernels", "composite": "composite of torch.fft"}
+
+_fastest: dict[tuple, str] = {}  # by operator, size, dtype and device: what `sagd_kernels.benchmark` found
 
 
 @functools.cache
-def _triton():
-    """The Triton backend; None where Triton is not installed."""
-    if importlib.util.find_spec("triton") is None:
+def _backend(name: str):
+    """The backend's module, imported at its first use; None for Triton's where Triton is not installed."""
+    if name == "triton" and importlib.util.find_spec("triton") is None:
         return None
-    from . import triton
-
-    return triton
+    return importlib.import_module(f".{name}", __name__)
 
 
 @functools.cache
-def _lack(device: torch.device) -> str | None:
-    """Why Triton's kernels cannot run on a CUDA device; a machine without any is taken for one where they can."""
-    if torch.version.hip:
-        return "the Triton kernels are for NVIDIA's GPUs"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
-        return "the Triton kernels need compute capability 8.0"
-    return None
+def unable(name: str, height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why a backend cannot compute planes of this size and dtype on a CUDA device, if it cannot."""
+    backend = _backend(name)
+    return "Triton is not installed" if backend is None else backend.unable(height, width, dtype, device)
 
 
-def cuda_backend(size: Sequence[int], dtype: torch.dtype, device: torch.device):
-    """The module whose operators run on tensors [..., H, W] of this dtype on a CUDA device, and why in a few words."""
-    height, width = size[-2:]
-    triton = _triton()
-    if triton is None:
-        return composite, "Triton is not installed"
-    if lack := _lack(device):
-        return composite, lack
-    if dtype == torch.float64:
-        return composite, "the Triton kernels compute in float32"
-    if triton.plan(height, width) is None:
-        return composite, f"the Triton kernels take planes of up to {triton.LARGEST} x {triton.LARGEST}"
-    return triton, f"{height} x {width} planes as {triton.describe(height, width, dtype)}"
+def _candidates(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[str]:
+    """The backends that a call may run, the preferred one first."""
+    forced = os.environ.get("SAGD_BACKEND")
+    if forced is None:
+        return [name for name in ORDER if unable(name, *size[-2:], dtype, device) is None]
+    if forced not in ORDER:
+        raise RuntimeError(f"SAGD_BACKEND: expected one of {', '.join(ORDER)}, got {forced!r}")
+    if why := unable(forced, *size[-2:], dtype, device):
+        raise RuntimeError(f"SAGD_BACKEND: expected a backend for this call, got {forced!r}; {why}")
+    return [forced]
 
 
-def on_cuda(operator: str):
+def on_cuda(operator: str) -> Callable:
     """The operator's implementation on CUDA tensors: that of the backend for its planes."""
-    name = operator.lstrip("_")
+    function = operator.lstrip("_")
 
     def run(*args, **kwargs):
         if operator == "shaped_noise":
             size, dtype = args[1], kwargs.get("dtype") or args[2].dtype
         else:
             size, dtype = args[0].shape, args[0].dtype
+        device = args[0].device
         with torch.cuda.device_of(args[0]):  # where kernels are launched
-            return getattr(cuda_backend(size, dtype, args[0].device)[0], name)(*args, **kwargs)
+            names = _candidates(size, dtype, device)
+            calls = {name: functools.partial(getattr(_backend(name), function), *args, **kwargs) for name in names}
+            return calls[_choice(calls, (operator, tuple(size), dtype, device))]()
 
     return run
 
 
+def _choice(calls: dict[str, Callable], kind: tuple) -> str:
+    """The name of the call to make: the first, or the fastest that was measured for calls of this kind."""
+    first = next(iter(calls))
+    if kind not in _fastest:
+        if not sys.modules["sagd_kernels"].benchmark or len(calls) == 1 or torch.cuda.is_current_stream_capturing():
+            return first
+        _fastest[kind] = min(calls, key=lambda name: _milliseconds(calls[name]))
+    return _fastest[kind] if _fastest[kind] in calls else first
+
+
+def _milliseconds(call: Callable, calls: int = 10, rounds: int = 3) -> float:
+    """The time of a call on the current CUDA stream: the best of some rounds of some calls, after one to warm up."""
+    times = []
+    for _ in range(rounds + 1):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / calls)
+    return min(times[1:])
+
+
 def explain(size: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> str:
-    """What an operator call on planes [..., H, W] of this dtype and device runs, and why, in a sentence or two."""
-    device = torch.device(device)
+    """What an operator call on planes [..., H, W] of this dtype and device runs, and why, in a sentence or two.
+
+    On a machine without a GPU, a CUDA device is taken for a recent one.
+    """
+    device, (height, width) = torch.device(device), size[-2:]
     if device.type == "cuda":
-        backend, why = cuda_backend(size, dtype, device)
-        return f"composite of torch.fft: {why}" if backend is composite else f"Triton kernels: {why}"
+        chosen = _candidates(size, dtype, device)[0]
+        why = [unable(name, height, width, dtype, device) for name in ORDER[: ORDER.index(chosen)]]
+        plan = _backend(chosen).describe(height, width, dtype, device)
+        return "; ".join([f"{TITLES[chosen]}{plan and ': '}{plan}", *filter(None, why)])
     if device.type != "cpu":
-        return f"composite of torch.fft: there are no kernels for {device.type}"
-    height, width = size[-2:]
+        return f"{TITLES['composite']}: there are no kernels for {device.type}"
     compute = "float64" if dtype == torch.float64 else "float32"
     columns, rows = torch.ops.sagd._cpu_plan(height), torch.ops.sagd._cpu_plan(width)
     return (

@@ -11,6 +11,14 @@ from ..reference import align_left, white_spectrum
 from ..spectral import even_part, whitening
 
 
+def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """There is nothing that it cannot compute."""
+
+
+def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str:
+    return ""
+
+
 def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     if input.numel() == 0:
         return torch.empty_like(input, memory_format=torch.contiguous_format)

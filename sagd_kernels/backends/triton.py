@@ -1,6 +1,6 @@
 """The operators by Triton's kernels (triton_kernels.py), for CUDA tensors: which calls they take, and the launches.
 
-Arguments have been checked, as for the composite; planes are such that `plan` is not None, and not float64.
+Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
 import functools
@@ -36,7 +36,20 @@ def plan(height: int, width: int) -> Plan | None:
     return Plan(rows, columns, 32 if columns == 32 else 16, num_warps=min(4, max(1, rows * columns // 512)))
 
 
-def describe(height: int, width: int, dtype: torch.dtype) -> str:
+def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why these kernels cannot compute planes of this size and dtype on a CUDA device, if they cannot."""
+    if torch.version.hip:
+        return "the Triton kernels are for NVIDIA's GPUs"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need compute capability 8.0"
+    if dtype == torch.float64:
+        return "the Triton kernels compute in float32"
+    if plan(height, width) is None:
+        return f"the Triton kernels take planes of up to {LARGEST} x {LARGEST}"
+    return None
+
+
+def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str:
     """What the kernels do with planes of this size and dtype, for people to read."""
     p, passes = plan(height, width), _passes(dtype)
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"

@@ -1,0 +1,119 @@
+"""Which backend computes a call on CUDA tensors, and that `explain` says so. No GPU is needed to choose one."""
+
+import pytest
+import torch
+from conftest import random_weight
+
+import sagd_kernels as sagd
+from sagd_kernels import backends
+from sagd_kernels.backends import composite
+
+pytest.importorskip("triton", reason="Triton is not installed")
+
+DEVICE = torch.device("cuda", 0)
+KEY = sagd.key(0)
+CALLS = {
+    "spectral_filter": lambda n: (torch.randn(2, n, n), random_weight(n, n)),
+    "shaped_noise": lambda n: (KEY, (2, n, n), random_weight(n, n)),
+    "add_noise": lambda n: (torch.randn(2, n, n), KEY, random_weight(n, n), torch.ones(2), torch.ones(2)),
+    "_whitened_mse": lambda n: (torch.randn(2, n, n), torch.randn(2, n, n), random_weight(n, n), True),
+}
+
+
+@pytest.fixture(autouse=True)
+def _fresh(monkeypatch):
+    monkeypatch.delenv("SAGD_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_fastest", {})
+    unable = backends.unable
+    unable.cache_clear()
+    yield
+    unable.cache_clear()
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """The backends that were called, by name; each only says that it was."""
+    names = []
+    for name in backends.ORDER:
+        for operator in CALLS:
+            function = operator.lstrip("_")
+            monkeypatch.setattr(backends._backend(name), function, lambda *_, name=name, **__: names.append(name))
+    return names
+
+
+def unable_but(monkeypatch, *able):
+    monkeypatch.setattr(backends, "unable", lambda name, *args: None if name in able else f"no {name} here")
+
+
+@pytest.mark.parametrize("operator", CALLS)
+def test_the_first_that_is_able_computes(operator, called, monkeypatch):
+    for able in (["cuda", "triton", "composite"], ["triton", "composite"], ["composite"]):
+        unable_but(monkeypatch, *able)
+        backends.on_cuda(operator)(*CALLS[operator](16))
+        assert called.pop() == able[0] and not called
+
+
+def test_the_environment_forces_one(called, monkeypatch):
+    run = backends.on_cuda("spectral_filter")
+    unable_but(monkeypatch, "triton", "composite")
+    monkeypatch.setenv("SAGD_BACKEND", "composite")
+    run(*CALLS["spectral_filter"](16))
+    assert called == ["composite"]
+    monkeypatch.setenv("SAGD_BACKEND", "cuda")
+    with pytest.raises(RuntimeError, match=r"SAGD_BACKEND.*got 'cuda'; no cuda here"):
+        run(*CALLS["spectral_filter"](16))
+    monkeypatch.setenv("SAGD_BACKEND", "cufft")
+    with pytest.raises(RuntimeError, match="SAGD_BACKEND: expected one of cuda, triton, composite, got 'cufft'"):
+        run(*CALLS["spectral_filter"](16))
+
+
+def test_benchmark_keeps_the_fastest_for_calls_of_a_kind(called, monkeypatch):
+    milliseconds = {"cuda": 3.0, "triton": 1.0, "composite": 2.0}
+    measured = []
+
+    def measure(call):
+        call()
+        measured.append(called[-1])
+        return milliseconds[called.pop()]
+
+    unable_but(monkeypatch, *backends.ORDER)
+    monkeypatch.setattr(backends, "_milliseconds", measure)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    run = backends.on_cuda("spectral_filter")
+    run(*CALLS["spectral_filter"](16))
+    assert called == ["cuda"] and not measured
+    monkeypatch.setattr(sagd, "benchmark", True)
+    for _ in range(2):
+        run(*CALLS["spectral_filter"](16))
+    assert called == ["cuda", "triton", "triton"] and measured == list(backends.ORDER)
+    run(*CALLS["spectral_filter"](8))
+    assert measured == 2 * list(backends.ORDER)
+
+
+def test_measuring_waits_until_no_graph_is_captured(called, monkeypatch):
+    unable_but(monkeypatch, *backends.ORDER)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    monkeypatch.setattr(backends, "_milliseconds", lambda call: pytest.fail("measured during a capture"))
+    monkeypatch.setattr(sagd, "benchmark", True)
+    backends.on_cuda("spectral_filter")(*CALLS["spectral_filter"](16))
+    assert called == ["cuda"] and not backends._fastest
+
+
+def test_explain_names_the_backend_and_why_no_other(monkeypatch):
+    cuda = backends._backend("cuda")
+    monkeypatch.setattr(cuda, "build_info", lambda: {"cuda": False})
+    text = sagd.explain((4, 3, 64, 64), device="cuda")
+    assert text.startswith("Triton kernels: quadrants of 32 x 32")
+    assert text.endswith("the library was built without CUDA kernels")
+    assert "the Triton kernels compute in float32" in sagd.explain((64, 64), dtype=torch.float64, device="cuda")
+    assert sagd.explain((8, 8), device="meta") == "composite of torch.fft: there are no kernels for meta"
+
+
+def test_half_precision_takes_one_product():
+    describe = backends._backend("triton").describe
+    assert "one product" in describe(64, 64, torch.bfloat16, DEVICE)
+    assert "three products" in describe(64, 64, torch.float32, DEVICE)
+
+
+def test_the_composite_is_able_to_do_everything():
+    assert composite.unable(10**6, 1, torch.float64, DEVICE) is None
