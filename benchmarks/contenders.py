@@ -14,16 +14,19 @@ already there.
 """
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 import sagd_kernels
+from sagd_kernels.backends import unable
 
 from .cases import FORWARD, WITH_BACKWARD, Case, Problem
 from .clocks import Call
@@ -141,6 +144,26 @@ def _sagd(problem: Problem) -> Call:
         whitened_mse=lambda input, target: sagd_kernels.whitened_mse(input, target, problem.weight),
     )
     return _torch_call(problem, operators)
+
+
+def _sagd_by(backend: str) -> Callable[[Problem], Call]:
+    """The library's operators, all by one of its backends."""
+
+    def prepare(problem: Problem) -> Call:
+        call = _sagd(problem)
+
+        def forced(i: int):
+            with mock.patch.dict(os.environ, SAGD_BACKEND=backend):
+                return call(i)
+
+        return forced
+
+    return prepare
+
+
+def _able(backend: str) -> Callable[[Case], bool]:
+    """Whether a backend takes a case on the current CUDA device."""
+    return lambda case: unable(backend, *case.shape[-2:], case.dtype, torch.device("cuda", 0)) is None
 
 
 def _eager(problem: Problem, transform: Callable = lambda function: function) -> Call:
@@ -357,6 +380,10 @@ CONTENDERS = {
         Contender("JAX", _jax, requires="jax", only=_quickly_compiled),
         Contender("torch.randn", _white, NOISE, devices=BOTH, noise="white"),
         Contender("sagd, CUDA graph", _captured(_sagd), devices=("cuda",)),
+        *(
+            Contender(f"sagd by {b}", _sagd_by(b), devices=("cuda",), noise="key", only=_able(b))
+            for b in ("cuda", "triton")
+        ),
         Contender("torch.fft, CUDA graph", _captured(_eager), devices=("cuda",)),
     ]
 }

@@ -2,7 +2,8 @@
 
 Operators (also `torch.ops.sagd.*`): `shaped_noise`, `add_noise`, `spectral_filter`, `whitened_mse`.
 Keys: `key`, `next_key`, `split`, `fold_in`. Weights: `sagd_kernels.weights`. In place of `torch.randn_like`:
-`ShapedNoise`. What runs where: `explain`, `benchmark`, `build_info`. The operators' definition in float64: `sagd_kernels.reference`.
+`ShapedNoise`. What runs where: `explain`, `benchmark`, `build_info`. The operators' definition in float64:
+`sagd_kernels.reference`.
 The diffusion process around them: `sagd_kernels.diffusion`; other people's trainers: `sagd_kernels.integrations`.
 """
 
