@@ -72,13 +72,13 @@ class Machine:
     def _run(self, todo: np.ndarray, step: int) -> None:
         """All blocks, in two halves: what the second one adds in DRAM traffic is what more blocks would add."""
         memory, half = self.global_memory, (len(todo) + 1) // 2
+        self.counters.array_bytes = [region.data.nbytes for region in memory.regions]
         for start in range(0, half, step):
             self._run_batch(todo[start : min(start + step, half)])
         first = memory.touched()
         for start in range(half, len(todo), step):
             self._run_batch(todo[start : start + step])
-        sectors = [len(region.data) // 32 for region in memory.regions]
-        self.counters.dram = list(zip(sectors, first, memory.touched(), strict=True))
+        self.counters.dram = list(zip(first, memory.touched(), strict=True))
 
     def _set_params(self, args: Sequence[Argument]) -> None:
         kernel = self.kernel

@@ -117,7 +117,8 @@ class MemoryUnit:
         elif counted and space == "local":
             self._m.counters.local_access(self._m.pc, what, self._m.rows(address, ix), width)
         elif counted:
-            self._m.counters.global_access(self._m.pc, what, self._m.rows(address, ix), width)
+            rows = self._m.rows(address, ix)
+            self._m.counters.global_access(self._m.pc, what, rows, width, pieces[0].region.number)
             for piece in pieces:
                 piece.region.touch(piece.index, what)
 
