@@ -313,7 +313,8 @@ def launch(
         races: look for races in shared memory.
         count: count memory traffic.
         blocks: linear indices of the blocks to run, all by default.
-        approximate: let .approx functions be as inexact as they may be; False computes them exactly.
+        approximate: let .approx functions be as inexact as they may be, and tensor cores truncate their sums. False
+            is more exact than a GPU: it tells what these two cost in accuracy.
         batch_lanes: about how many threads run at a time.
 
     Raises:
