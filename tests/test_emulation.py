@@ -350,6 +350,39 @@ def test_a_warp_barrier_orders_one_warp(between, threads, race):
         launch(single(body), (1,), (threads,), [])
 
 
+def between_blocks(load: str, store: str) -> str:
+    """Each thread of 64 blocks loads and stores at these multiples of 4 bytes."""
+    return single(
+        f"""ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y]; mov.u32 %r1, %ctaid.x; mad.lo.u32 %r2, %r1, 32, %r0;
+        mul.wide.u32 %rd3, {load}, 4; mul.wide.u32 %rd4, {store}, 4; add.u64 %rd1, %rd1, %rd3; add.u64 %rd2, %rd2, %rd4;
+        ld.global.f32 %f1, [%rd1]; st.global.f32 [%rd2], %f1;""",
+        "u64 x",
+        "u64 y",
+    )
+
+
+@pytest.mark.parametrize("lanes", [32, 1 << 14])
+@pytest.mark.parametrize(
+    ("load", "store", "in_place", "race"),
+    [
+        ("%r2", "%r2", False, None),
+        ("%r2", "%r2", True, None),  # each block reads and writes what is its own
+        ("%r0", "%r2", False, None),  # all read the same
+        ("%r2", "%r0", False, "write-write"),
+        ("%r0", "%r2", True, "read-after-write|write-after-read"),
+    ],
+)
+def test_races_between_blocks(load, store, in_place, race, lanes):
+    x = np.zeros(64 * 32, np.float32)
+    y = x if in_place else np.zeros_like(x)
+    source = between_blocks(load, store)
+    if race is None:
+        launch(source, (64,), (32,), [x, y], batch_lanes=lanes)
+    else:
+        with pytest.raises(Race, match=f"({race}) race between blocks"):
+            launch(source, (64,), (32,), [x, y], batch_lanes=lanes)
+
+
 def test_uninitialised_shared_memory_is_nan():
     out = np.zeros(32, np.float32)
     body = "ld.shared.f32 %f1, [tile]; ld.param.u64 %rd1, [y]; add.u64 %rd1, %rd1, %rd0; st.global.f32 [%rd1], %f1;"
