@@ -30,8 +30,12 @@ def test_kernels_keep_to_the_table(contender, case):
     if contender.missing():
         pytest.skip(contender.missing())
     found = [row for capability in resources.ARCHITECTURES for row in resources.measure(contender, case, capability)]
+    table = read_csv(resources.TABLE, resources.Row)
     assert found
-    assert resources.complaints(read_csv(resources.TABLE, resources.Row), found) == []
+    assert resources.complaints(table, found) == []
+    made_with, here = ({row.toolchain for row in rows if row.contender == contender.name} for rows in (table, found))
+    if not made_with & here:
+        pytest.skip(f"only spills were checked: the table was made with {made_with}, here are {here}")
 
 
 def test_table_has_no_stale_rows():
