@@ -30,6 +30,9 @@ activemask, directed rounding. Not seen: missing fences, the order of blocks, la
 out.
 """
 
+if __name__ != "tests.emulation":  # a second copy would not know of the sessions of the first
+    raise ImportError(f"import it as tests.emulation, not as {__name__}")
+
 from .counters import Counters
 from .errors import EmulationError, Race, Unsupported
 from .machine import Launch, launch

@@ -123,7 +123,7 @@ class _Launcher:
     """Takes the place of the host code that Triton compiles to launch a kernel."""
 
     def __init__(self, source, metadata) -> None:
-        self._metadata, self._types = metadata, list(source.signature.values())
+        self._metadata, self._types = metadata, list(_flat(source.signature.values()))
         names = list(source.signature)
         self._constants = {names[path[0]]: value for path, value in source.constants.items() if len(path) == 1}
 
@@ -133,12 +133,19 @@ class _Launcher:
         if _active.options is None:
             done = Launch(kernel, grid, block, shared)
         else:
-            runtime = [(arg, type_) for arg, type_ in zip(args, self._types, strict=True) if type_ != "constexpr"]
+            typed = zip(_flat(args), self._types, strict=True)
+            runtime = [(arg, type_) for arg, type_ in typed if type_ != "constexpr"]
             blocks = None if _active.sample is None else range(min(_active.sample, gx * gy * gz))
             values = [_argument(arg, type_) for arg, type_ in runtime]
             done = launch(kernel, grid, block, values, dynamic_shared=shared, blocks=blocks, **_active.options)
         done.constants = self._constants | {"num_warps": self._metadata.num_warps}
         _active.launches.append(done)
+
+
+def _flat(values) -> Iterator:
+    """The values with those of tuples, in order."""
+    for value in values:
+        yield from _flat(value) if isinstance(value, tuple) else (value,)
 
 
 def _argument(value, type_: str):
