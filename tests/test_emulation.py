@@ -588,6 +588,7 @@ def test_occupancy_known_answers():
     assert occupancy(a100, 256, 32, 0).warps == 64
     assert occupancy(a100, 256, 64, 0).blocks == 4
     assert occupancy(rtx4090, 256, 32, 0).warps == 48
+    assert occupancy(a100, 32, 82, 0).warps == 20  # 5 on each scheduler
     found = occupancy(a100, 128, 32, 48 << 10)
     assert (found.blocks, found.warps, found.limited_by) == (3, 12, "shared memory")
     assert occupancy(h100, 128, 32, 100 << 10).blocks == 2
