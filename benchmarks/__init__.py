@@ -14,4 +14,5 @@ rows.py         the CSV
 report.py       Markdown, README and comparison of two runs, from the CSV alone
 plots.py        pictures, from the CSV alone
 results/        committed runs, one directory per device
+gpu_cost/       what the GPU kernels cost by count, without a GPU
 """

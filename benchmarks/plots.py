@@ -78,7 +78,7 @@ def _speedup(rows: list[Row]) -> plt.Figure:
         axis.axhline(1, color=MUTED, linewidth=0.8)
         axis.set_title(what, fontsize=9.5)
         axis.set_xticks(range(len(sizes)), sizes, rotation=60, ha="right", fontsize=8)
-        _log_ticks(axis, "y", "x")
+        log_ticks(axis, "y", "x")
     figure.supylabel("times faster", fontsize=9.5)
     _legend(figure)
     return figure
@@ -100,8 +100,8 @@ def _sizes(rows: list[Row]) -> plt.Figure:
             for n, (kind, found) in enumerate(points.items()):
                 axis.plot(*zip(*sorted(found), strict=True), kind, label=None if n else name, **style)
         axis.set_title(what, fontsize=9.5)
-        _log_ticks(axis, "x", "")
-        _log_ticks(axis, "y", "")
+        log_ticks(axis, "x", "")
+        log_ticks(axis, "y", "")
     figure.supylabel("ns per pixel", fontsize=9.5)
     figure.supxlabel(
         "square root of a plane's pixels (lines: squares; crosses: primes; boxes: non-square)", fontsize=9.5
@@ -120,7 +120,7 @@ def _is_prime(n: int) -> bool:
     return n > 1 and all(n % d for d in range(2, math.isqrt(n) + 1))
 
 
-def _log_ticks(axis: Axes, which: str, unit: str) -> None:
+def log_ticks(axis: Axes, which: str, unit: str) -> None:
     """A logarithmic axis with plain numbers: 0.5, 1, 2, 5, 10, ... or 32, 64, 128, ..."""
     getattr(axis, f"set_{which}scale")("log", base=2)
     ticks = getattr(axis, f"{which}axis")

@@ -4,7 +4,9 @@ import csv
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
 
 
 class Identity(NamedTuple):
@@ -70,23 +72,24 @@ class Row:
         return Identity(self.case, self.threads, self.contender)
 
 
-def write_csv(path: Path, rows: list[Row]) -> None:
-    """Floats are written to five digits, more than a timing has."""
+def write_csv(path: Path, rows: list[T], kind: type[T] = Row) -> None:
+    """Rows of a dataclass. Floats are written to five digits, more than a timing has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(Row)], lineterminator="\n")
+        writer = csv.DictWriter(file, [field.name for field in dataclasses.fields(kind)], lineterminator="\n")
         writer.writeheader()
         for row in rows:
             values = dataclasses.asdict(row)
             writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in values.items()})
 
 
-def read_csv(path: Path) -> list[Row]:
-    """ValueError if the columns are not those of `Row`."""
-    readers = {int: int, float: float, str: str, int | None: lambda text: int(text) if text else None}
-    kinds = {field.name: readers[field.type] for field in dataclasses.fields(Row)}
+def read_csv(path: Path, kind: type[T] = Row) -> list[T]:
+    """ValueError if the columns are not those of the dataclass."""
+    readers = {int: int, float: float, str: str}
+    readers |= {type_ | None: lambda text, type_=type_: type_(text) if text else None for type_ in (int, float)}
+    kinds = {field.name: readers[field.type] for field in dataclasses.fields(kind)}
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if list(reader.fieldnames or []) != list(kinds):
             raise ValueError(f"{path}: expected the columns {list(kinds)}, got {reader.fieldnames}")
-        return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in reader]
+        return [kind(**{name: kinds[name](text) for name, text in line.items()}) for line in reader]

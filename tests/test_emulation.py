@@ -160,52 +160,84 @@ def test_approximate_functions_are_as_inexact_as_documented(name, function, erro
     assert 0.9 * error < worst < error + 2**-24
 
 
-FRAGMENTS = {"tf32": (4, 8, 4, 2), "bf16": (2, 16, 4, 2), "f16": (2, 16, 4, 2)}  # bytes, k, registers of A and of B
+FRAGMENTS = {"tf32": (4, 8), "bf16": (2, 16), "f16": (2, 16)}  # bytes of an operand's element, k
+LANE = np.arange(32)
+GROUP, MEMBER = LANE >> 2, LANE & 3
+
+
+def multiply(type_: str, a: np.ndarray, b: np.ndarray, c: float, target: str = "sm_80", **options):
+    """One m16n8 product of operands' bits [16, k] and [k, 8], plus c: (launch, float32 [16, 8]).
+
+    The fragments are laid out as the PTX ISA's figures of mma.m16n8k8 (tf32) and m16n8k16 show.
+    """
+    nbytes, k = FRAGMENTS[type_]
+    per = 4 // nbytes
+    fragments = np.zeros((6, 32), np.uint32)
+    for h in range(per):
+        for i in range(4):
+            column = per * MEMBER + h + (k // 2) * (i >> 1)
+            fragments[i] |= a[GROUP + 8 * (i & 1), column].astype(np.uint32) << np.uint32(16 * h)
+        for i in range(2):
+            row = per * MEMBER + h + (k // 2) * i
+            fragments[4 + i] |= b[row, GROUP].astype(np.uint32) << np.uint32(16 * h)
+    loads = "".join(f"ld.global.b32 %r{i + 1}, [%rd1+{128 * i}];" for i in range(6))
+    stores = "".join(f"st.global.f32 [%rd2+{128 * i}], %f{i};" for i in range(4))
+    body = f"""ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y]; ld.param.f32 %f10, [c];
+        add.u64 %rd1, %rd1, %rd0; add.u64 %rd2, %rd2, %rd0; {loads}
+        mma.sync.aligned.m16n8k{k}.row.col.f32.{type_}.{type_}.f32 {{%f0, %f1, %f2, %f3}},
+            {{%r1, %r2, %r3, %r4}}, {{%r5, %r6}}, {{%f10, %f10, %f10, %f10}}; {stores}"""
+    out, result = np.zeros((4, 32), np.float32), np.zeros((16, 8), np.float32)
+    source = single(body, "u64 x", "u64 y", "f32 c").replace("sm_80", target)
+    run = launch(source, (1,), (32,), [fragments, out, c], **options)
+    for i in range(4):
+        result[GROUP + 8 * (i >> 1), 2 * MEMBER + (i & 1)] = out[i]
+    return run, result
 
 
 @pytest.mark.parametrize("type_", FRAGMENTS)
 def test_mma_takes_rounded_operands(type_):
-    """One m16n8 product, its fragments laid out as the PTX ISA's figures say, against NumPy on rounded operands."""
-    nbytes, k, na, nb = FRAGMENTS[type_]
-    rng = np.random.default_rng(1)
+    """Of float32 bits tf32 ignores the low ones; the half types are given what they hold."""
+    k, rng = FRAGMENTS[type_][1], np.random.default_rng(1)
     a, b = rng.standard_normal((16, k)).astype(np.float32), rng.standard_normal((k, 8)).astype(np.float32)
     if type_ == "f16":
-        bits = {"a": a.astype(np.float16).view(np.uint16), "b": b.astype(np.float16).view(np.uint16)}
-        rounded = [value.astype(np.float16).astype(float) for value in (a, b)]
-    else:  # truncation: the low bits are ignored
+        bits = [value.astype(np.float16).view(np.uint16) for value in (a, b)]
+        rounded = [value.view(np.float16).astype(float) for value in bits]
+    else:
         kept = np.uint32(0xFFFFE000 if type_ == "tf32" else 0xFFFF0000)
         cut = [value.view(np.uint32) & kept for value in (a, b)]
         rounded = [value.view(np.float32).astype(float) for value in cut]
-        words = [a.view(np.uint32), b.view(np.uint32)]
-        bits = dict(zip("ab", words if type_ == "tf32" else [w >> 16 for w in cut], strict=True))
-    lane = np.arange(32)
-    group, member = lane >> 2, lane & 3
-    fragments = np.zeros((na + nb, 32), np.uint32)
-    per = 4 // nbytes
-    for i in range(na):
-        for h in range(per):
-            column = per * member + h + (k // 2) * (i >> 1)
-            fragments[i] |= bits["a"][group + 8 * (i & 1), column].astype(np.uint32) << np.uint32(16 * h)
-    for i in range(nb):
-        for h in range(per):
-            row = per * member + h + (k // 2) * i
-            fragments[na + i] |= bits["b"][row, group].astype(np.uint32) << np.uint32(16 * h)
-    loads = "".join(f"ld.global.b32 %r{i + 1}, [%rd1+{128 * i}];" for i in range(na + nb))
-    stores = "".join(f"st.global.f32 [%rd2+{128 * i}], %f{i};" for i in range(4))
-    body = f"""ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y];
-        add.u64 %rd1, %rd1, %rd0; add.u64 %rd2, %rd2, %rd0; {loads}
-        mov.f32 %f10, 0f3f800000;
-        mma.sync.aligned.m16n8k{k}.row.col.f32.{type_}.{type_}.f32 {{%f0, %f1, %f2, %f3}},
-            {{%r1, %r2, %r3, %r4}}, {{%r5, %r6}}, {{%f10, %f10, %f10, %f10}}; {stores}"""
-    out = np.zeros((4, 32), np.float32)
-    run = launch(single(body, "u64 x", "u64 y"), (1,), (32,), [fragments, out])
-    got = np.zeros((16, 8))
-    for i in range(4):
-        got[group + 8 * (i >> 1), 2 * member + (i & 1)] = out[i]
+        bits = [a.view(np.uint32), b.view(np.uint32)] if type_ == "tf32" else [value >> 16 for value in cut]
+    run, found = multiply(type_, *bits, c=1.0)
     expected = rounded[0] @ rounded[1] + 1
-    assert np.abs(got - expected).max() < 1e-6
-    assert np.abs(got - (a.astype(float) @ b + 1)).max() > 1e-4  # it did lose what the type cannot hold
+    assert np.abs(found - expected).max() < 3e-6
+    assert np.abs(multiply(type_, *bits, c=1.0, approximate=False)[1] - expected).max() < 5e-7
+    assert np.abs(found - (a.astype(float) @ b + 1)).max() > 1e-4  # it did lose what the type cannot hold
     assert run.counters.mma_flops == {type_: 2 * 16 * 8 * k}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("target", "approximate", "ulps"),
+    [
+        ("sm_80", True, 0),  # each product is cut to multiples of 2^-24: nothing is left
+        ("sm_90", True, 1),  # to multiples of 2^-25: 4 x 2^-25
+        ("sm_80", False, 2),  # 3 x 2^-24 rounded to nearest even
+    ],
+)
+def test_tensor_cores_truncate(target, approximate, ulps, sign):
+    """1 + 4 x 0.75 x 2^-24, in units of 2^-23."""
+    a, b = np.zeros((16, 8), np.float32), np.ones((8, 8), np.float32)
+    a[:, :4] = sign * 0.75 * 2.0**-24
+    _, found = multiply("tf32", a.view(np.uint32), b.view(np.uint32), float(sign), target, approximate=approximate)
+    assert (found == sign * np.float32(1 + ulps * 2.0**-23)).all()
+
+
+def test_mma_of_zeros_infinities_and_nan():
+    a, b = np.zeros((16, 8), np.float32), np.ones((8, 8), np.float32)
+    a[1, 0], a[2, 0], a[3, :2] = np.inf, np.nan, [1e30, 2.0**-140]
+    _, found = multiply("tf32", a.view(np.uint32), b.view(np.uint32), 0.0)
+    assert (found[0] == 0).all() and (found[1] == np.inf).all() and np.isnan(found[2]).all()
+    assert np.allclose(found[3], 1e30, rtol=1e-3) and (found[4:] == 0).all()
 
 
 def signal(*shape: int) -> np.ndarray:
@@ -316,6 +348,39 @@ def test_a_warp_barrier_orders_one_warp(between, threads, race):
             launch(single(body), (1,), (threads,), [])
     else:
         launch(single(body), (1,), (threads,), [])
+
+
+def between_blocks(load: str, store: str) -> str:
+    """Each thread of 64 blocks loads and stores at these multiples of 4 bytes."""
+    return single(
+        f"""ld.param.u64 %rd1, [x]; ld.param.u64 %rd2, [y]; mov.u32 %r1, %ctaid.x; mad.lo.u32 %r2, %r1, 32, %r0;
+        mul.wide.u32 %rd3, {load}, 4; mul.wide.u32 %rd4, {store}, 4; add.u64 %rd1, %rd1, %rd3; add.u64 %rd2, %rd2, %rd4;
+        ld.global.f32 %f1, [%rd1]; st.global.f32 [%rd2], %f1;""",
+        "u64 x",
+        "u64 y",
+    )
+
+
+@pytest.mark.parametrize("lanes", [32, 1 << 14])
+@pytest.mark.parametrize(
+    ("load", "store", "in_place", "race"),
+    [
+        ("%r2", "%r2", False, None),
+        ("%r2", "%r2", True, None),  # each block reads and writes what is its own
+        ("%r0", "%r2", False, None),  # all read the same
+        ("%r2", "%r0", False, "write-write"),
+        ("%r0", "%r2", True, "read-after-write|write-after-read"),
+    ],
+)
+def test_races_between_blocks(load, store, in_place, race, lanes):
+    x = np.zeros(64 * 32, np.float32)
+    y = x if in_place else np.zeros_like(x)
+    source = between_blocks(load, store)
+    if race is None:
+        launch(source, (64,), (32,), [x, y], batch_lanes=lanes)
+    else:
+        with pytest.raises(Race, match=f"({race}) race between blocks"):
+            launch(source, (64,), (32,), [x, y], batch_lanes=lanes)
 
 
 def test_uninitialised_shared_memory_is_nan():
@@ -523,6 +588,7 @@ def test_occupancy_known_answers():
     assert occupancy(a100, 256, 32, 0).warps == 64
     assert occupancy(a100, 256, 64, 0).blocks == 4
     assert occupancy(rtx4090, 256, 32, 0).warps == 48
+    assert occupancy(a100, 32, 82, 0).warps == 20  # 5 on each scheduler
     found = occupancy(a100, 128, 32, 48 << 10)
     assert (found.blocks, found.warps, found.limited_by) == (3, 12, "shared memory")
     assert occupancy(h100, 128, 32, 100 << 10).blocks == 2

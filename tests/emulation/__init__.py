@@ -4,8 +4,8 @@ No GPU, driver or CUDA toolkit is needed; ptxas and nvdisasm, where an installed
 registers and machine instructions. It answers three questions about a kernel:
 
 1. Is it right? Its outputs, and what else goes wrong on the way: accesses out of bounds or misaligned, uninitialised
-   shared memory (NaN), races in shared memory, barriers that not all threads reach, shuffles with missing lanes,
-   cp.async data used before its wait.
+   shared memory (NaN), races in shared memory and between blocks, barriers that not all threads reach, shuffles with
+   missing lanes, cp.async data used before its wait.
 2. What does it do? Counters like a profiler's: sectors, bank conflicts, instructions by class, barriers.
 3. How fast could it be at best? A speed-of-light estimate. It never measures time.
 
@@ -14,7 +14,7 @@ ptx.py             PTX text to a kernel
 machine.py         blocks, warps, divergence, barriers; `launch`
 memory.py          device memory
 memory_unit.py     loads and stores of the lanes
-races.py           the race detector
+races.py           the race detectors
 instructions/      what each instruction does
 counters.py        what is counted, and by which rule
 toolchain.py       ptxas and nvdisasm
@@ -22,12 +22,16 @@ sass.py            machine instructions
 devices.py         public limits of a few GPUs
 estimate.py        occupancy and speed-of-light bounds
 triton.py          Triton kernels on CPU tensors: emulated, interpreted or only compiled
+contenders.py      the library's GPU backends and the cases that they are compiled and costed for
 resources.py       registers, spills and shared memory of the library's kernels, and the table that they must keep to
 
 Not modelled, and said so by `Unsupported`: wgmma, tcgen05, TMA and mbarriers, clusters, fp8, calls of functions,
-activemask, directed rounding. Not seen: races between blocks, missing fences, the order of blocks, latencies. Each
-module says what it leaves out.
+activemask, directed rounding. Not seen: missing fences, the order of blocks, latencies. Each module says what it leaves
+out.
 """
+
+if __name__ != "tests.emulation":  # a second copy would not know of the sessions of the first
+    raise ImportError(f"import it as tests.emulation, not as {__name__}")
 
 from .counters import Counters
 from .errors import EmulationError, Race, Unsupported

@@ -177,8 +177,8 @@ class Counters:
         blocks_run, blocks_total: blocks that were emulated, and blocks of the grid.
         warps, lanes: warp instructions issued and lanes active in them, for each instruction, of the blocks run.
         barriers: barriers passed, summed over the blocks run.
-        dram: for each region of device memory its sectors, and [read, written] sectors after half of the blocks and
-            after all.
+        array_bytes: sizes of the arrays in device memory.
+        dram: for each of them [read, written] sectors after half of the blocks, and after all.
     """
 
     def __init__(self, kernel: Kernel, blocks_total: int, blocks_run: int, threads_per_block: int) -> None:
@@ -187,8 +187,9 @@ class Counters:
         self.warps = [0] * len(kernel.code)
         self.lanes = [0] * len(kernel.code)
         self.barriers = 0
-        self.dram: list[tuple[int, list[int], list[int]]] = []
-        self._traffic: dict[tuple[int, str, str], Traffic] = {}
+        self.array_bytes: list[int] = []
+        self.dram: list[tuple[list[int], list[int]]] = []
+        self._traffic: dict[tuple[int, str, str, int], Traffic] = {}  # by pc, space, what and array
         self._bank_cache: dict[tuple, tuple[int, int, int]] = {}
         self._kinds = [classify(instr) for instr in kernel.code]
 
@@ -203,15 +204,16 @@ class Counters:
         wavefronts, ideal, lanes = self._bank_cache[key]
         self._add(pc, "shared", what, Traffic(len(rows), lanes * width, 0, 0, wavefronts, ideal), times)
 
-    def global_access(self, pc: int, what: str, rows: np.ndarray, width: int) -> None:
+    def global_access(self, pc: int, what: str, rows: np.ndarray, width: int, array: int) -> None:
+        """An access that reaches several arrays counts for the first of them."""
         traffic = Traffic(len(rows), int((rows >= 0).sum()) * width, *sector_count(rows, width))
-        self._add(pc, "global", what, traffic)
+        self._add(pc, "global", what, traffic, array=array)
 
     def local_access(self, pc: int, what: str, rows: np.ndarray, width: int) -> None:
         self._add(pc, "local", what, Traffic(len(rows), int((rows >= 0).sum()) * width))
 
-    def _add(self, pc: int, space: str, what: str, traffic: Traffic, times: int = 1) -> None:
-        self._traffic.setdefault((pc, space, what), Traffic()).add(traffic, times)
+    def _add(self, pc: int, space: str, what: str, traffic: Traffic, times: int = 1, array: int = -1) -> None:
+        self._traffic.setdefault((pc, space, what, array), Traffic()).add(traffic, times)
 
     # -- results, of the blocks that were run unless said otherwise
 
@@ -220,18 +222,19 @@ class Counters:
         """Blocks of the grid over blocks that were run."""
         return self.blocks_total / max(self.blocks_run, 1)
 
-    def traffic(self, space: str, what: str | None = None) -> Traffic:
-        """Of a state space: "global", "shared" or "local"."""
+    def traffic(self, space: str, what: str | None = None, least_bytes: int = 0) -> Traffic:
+        """Of a state space, "global", "shared" or "local"; of the global one, to arrays of at least so many bytes."""
         total = Traffic()
-        for (_, found, kind), traffic in self._traffic.items():
-            if found == space and what in (None, kind):
+        for (_, found, kind, array), traffic in self._traffic.items():
+            large = not least_bytes or self.array_bytes[array] >= least_bytes
+            if found == space and what in (None, kind) and large:
                 total.add(traffic)
         return total
 
     def worst(self, space: str, count: int = 3) -> list[tuple[str, Traffic]]:
         """The instructions that cost most beyond the ideal, with their traffic: where to look."""
         waste = []
-        for (pc, found, _), traffic in self._traffic.items():
+        for (pc, found, _, _), traffic in self._traffic.items():
             excess = traffic.wavefronts - traffic.ideal_wavefronts + traffic.sectors - traffic.ideal_sectors
             if found == space and excess > 0:
                 waste.append((excess, self.kernel.code[pc].text, traffic))
@@ -284,8 +287,8 @@ class Counters:
         second_half = self.blocks_run - (self.blocks_run + 1) // 2
         rest = (self.blocks_total - self.blocks_run) / max(second_half, 1)
         totals = [0.0, 0.0]
-        for sectors, half, full in self.dram:
+        for nbytes, (half, full) in zip(self.array_bytes, self.dram, strict=True):
             for way in range(2):
                 grown = full[way] + (full[way] - half[way]) * rest
-                totals[way] += SECTOR_BYTES * min(grown, max(sectors, full[way]))
+                totals[way] += SECTOR_BYTES * min(grown, max(nbytes // SECTOR_BYTES, full[way]))
         return totals[0], totals[1]

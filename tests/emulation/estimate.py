@@ -42,7 +42,7 @@ def occupancy(device: Device, threads: int, registers: int, shared: int) -> Occu
     limits = {"blocks": device.max_blocks, "warps": device.max_warps // warps}
     if registers:
         per_warp = align(registers * 32, REGISTER_UNIT)
-        limits["registers"] = REGISTERS // per_warp // 4 * 4 // align(warps, 4)
+        limits["registers"] = REGISTERS // SCHEDULERS // per_warp * SCHEDULERS // warps
     per_block = align(shared + RESERVED_SHARED, SHARED_UNIT)
     limits["shared memory"] = 0 if shared > device.shared_per_block else device.shared // per_block
     blocks = min(limits.values())

@@ -18,7 +18,6 @@ from .instructions import compile_instruction
 from .memory import GlobalMemory, Pointer
 from .memory_unit import MemoryUnit
 from .ptx import UNSIGNED, Instr, Kernel, kind_and_bits, numpy_type
-from .races import RaceDetector
 
 CONTROL = ("bra", "ret", "exit", "bar", "barrier")
 LANES_PER_BATCH = 1 << 14
@@ -33,6 +32,7 @@ class Machine:
     Attributes, of the batch that is running:
         batch_size: its blocks; `size` its lanes.
         lane_block, thread, warp: block in the batch, thread in the block and warp in the batch of each lane.
+        block_number: block in the grid of each lane.
         block_epoch, warp_epoch: barriers passed by each block, and `bar.warp.sync` by each warp.
         carry: the condition code of each lane.
     """
@@ -72,13 +72,13 @@ class Machine:
     def _run(self, todo: np.ndarray, step: int) -> None:
         """All blocks, in two halves: what the second one adds in DRAM traffic is what more blocks would add."""
         memory, half = self.global_memory, (len(todo) + 1) // 2
+        self.counters.array_bytes = [region.data.nbytes for region in memory.regions]
         for start in range(0, half, step):
             self._run_batch(todo[start : min(start + step, half)])
         first = memory.touched()
         for start in range(half, len(todo), step):
             self._run_batch(todo[start : start + step])
-        sectors = [len(region.data) // 32 for region in memory.regions]
-        self.counters.dram = list(zip(sectors, first, memory.touched(), strict=True))
+        self.counters.dram = list(zip(first, memory.touched(), strict=True))
 
     def _set_params(self, args: Sequence[Argument]) -> None:
         kernel = self.kernel
@@ -103,11 +103,12 @@ class Machine:
         self.lane_block, self.thread = self.all_lanes // threads, self.all_lanes % threads
         self.warp = self.lane_block * self.warps_per_block + self.thread // 32
         self.warp_count = self.batch_size * self.warps_per_block
-        self._set_special_registers(blocks[self.lane_block])
+        self.block_number = blocks[self.lane_block]
+        self._set_special_registers(self.block_number)
         self._registers: dict[str, np.ndarray] = {}
         self.carry = np.zeros(self.size, bool)
         self.block_epoch, self.warp_epoch = np.zeros(self.batch_size, np.int32), np.zeros(self.warp_count, np.int32)
-        self.memory.start_batch(RaceDetector(self, self.memory.narrowest_access) if self.races else None)
+        self.memory.start_batch()
         self._live, self._waiting = np.ones(self.size, bool), {}
         self._todo: dict[int, np.ndarray | None] = {0: None}
         while self._todo or self._waiting:
@@ -310,10 +311,11 @@ def launch(
         args: arrays or Pointers for device pointers, read and written in place; numbers; bytes for a struct passed by
             value. Missing trailing ones are 0.
         dynamic_shared: bytes of dynamic shared memory.
-        races: look for races in shared memory.
+        races: look for races.
         count: count memory traffic.
         blocks: linear indices of the blocks to run, all by default.
-        approximate: let .approx functions be as inexact as they may be; False computes them exactly.
+        approximate: let .approx functions be as inexact as they may be, and tensor cores truncate their sums. False
+            is more exact than a GPU: it tells what these two cost in accuracy.
         batch_lanes: about how many threads run at a time.
 
     Raises:

@@ -22,10 +22,10 @@ class Pointer:
 
 
 class Region:
-    """One allocation at [base, end); remembers the sectors that were read and written."""
+    """The allocation of that number, at [base, end); remembers the sectors that were read and written."""
 
-    def __init__(self, base: int, data: np.ndarray) -> None:
-        self.base, self.end, self.data = base, base + data.nbytes, data
+    def __init__(self, number: int, base: int, data: np.ndarray) -> None:
+        self.number, self.base, self.end, self.data = number, base, base + data.nbytes, data
         sectors = data.nbytes // SECTOR_BYTES + 1
         self.read, self.written = np.zeros(sectors, bool), np.zeros(sectors, bool)
 
@@ -75,7 +75,7 @@ class GlobalMemory:
                 data = members[0].reshape(-1).view(np.uint8)
             else:
                 data = np.frombuffer((ctypes.c_uint8 * (end - start)).from_address(start), np.uint8)
-            self.regions.append(Region(base, data))
+            self.regions.append(Region(len(self.regions), base, data))
             self._host.append((start, end, base))
             base += -(-(end - start + GUARD_BYTES) // 256) * 256
         self._bases = np.array([region.base for region in self.regions], np.uint64)

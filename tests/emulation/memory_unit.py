@@ -11,10 +11,10 @@ import numpy as np
 from .errors import EmulationError, Race, Unsupported
 from .memory import Piece, as_words
 from .ptx import UNSIGNED, kind_and_bits
+from .races import BlockRaces, RaceDetector
 
 if TYPE_CHECKING:
     from .machine import Machine
-    from .races import RaceDetector
 
 # Generic addresses of the shared and local windows.
 SHARED_BASE, LOCAL_BASE = 1 << 60, 1 << 61
@@ -27,22 +27,23 @@ class MemoryUnit:
     def __init__(self, machine: "Machine", count: bool) -> None:
         self._m, self.counting = machine, count
         self._global = machine.global_memory
-        self.narrowest_access = self._narrowest_shared_access()
+        self.narrowest_access = self._narrowest_access()
+        self._between_blocks = BlockRaces(self._global.regions, self.narrowest_access) if machine.races else None
 
-    def start_batch(self, races: "RaceDetector | None") -> None:
-        self.races = races
+    def start_batch(self) -> None:
+        self.races = RaceDetector(self._m, self.narrowest_access) if self._m.races else None
         self._shared = np.full(self._m.batch_size * self._m.shared_bytes, 0xFF, np.uint8)
         self._local = np.full(self._m.size * self._m.kernel.local_size, 0xFF, np.uint8)
         self.async_copies: list = []  # outstanding; see instructions/async_copy.py
         self.async_group = np.zeros(self._m.size, np.int64)
 
-    def _narrowest_shared_access(self) -> int:
+    def _narrowest_access(self) -> int:
         """Bytes; the granularity at which races must be looked for."""
         widths = [4]
         for instr in self._m.kernel.code:
             if instr.op in ("ldmatrix", "stmatrix"):
                 widths.append(2)
-            elif instr.op in ("ld", "st", "atom", "red") and instr.space in ("shared", "generic") and instr.types:
+            elif instr.op in ("ld", "st", "atom", "red") and instr.space in ("global", "shared", "generic"):
                 widths.append(max(1, kind_and_bits(instr.types[-1])[1] // 8))
         return min(widths)
 
@@ -114,10 +115,21 @@ class MemoryUnit:
         if space == "shared":
             in_block = address - np.uint64(SHARED_BASE) if named == "generic" else address
             self._account_shared(pieces[0].index, in_block, width, ix, what, counted)
-        elif counted and space == "local":
-            self._m.counters.local_access(self._m.pc, what, self._m.rows(address, ix), width)
-        elif counted:
-            self._m.counters.global_access(self._m.pc, what, self._m.rows(address, ix), width)
+        elif space == "local":
+            if counted:
+                self._m.counters.local_access(self._m.pc, what, self._m.rows(address, ix), width)
+        else:
+            self._account_global(pieces, address, width, ix, what, counted)
+
+    def _account_global(self, pieces: list[Piece], address, width: int, ix, what: str, counted: bool) -> None:
+        if self._between_blocks and what != "atomic":
+            block = self._m.block_number[self._m.lanes(ix)]
+            for piece in pieces:
+                owner = block if piece.lanes is None else block[piece.lanes]
+                self._between_blocks.access(piece, width, owner, what)
+        if counted:
+            rows = self._m.rows(address, ix)
+            self._m.counters.global_access(self._m.pc, what, rows, width, pieces[0].region.number)
             for piece in pieces:
                 piece.region.touch(piece.index, what)
 

@@ -5,6 +5,7 @@ Reads the PTX that nvcc and Triton write, not all that the PTX ISA allows: one l
 
 import re
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -27,6 +28,7 @@ TYPE = re.compile(r"[subf]\d+|" + "|".join(SPECIAL_TYPES))
 STATE_SPACES = ("global", "shared", "local", "param", "const")
 
 
+@lru_cache(None)
 def kind_and_bits(type_: str) -> tuple[str, int]:
     """'f32' -> ('f', 32)."""
     return SPECIAL_TYPES.get(type_) or (type_[0], int(type_[1:]))
@@ -180,24 +182,28 @@ class Kernel:
         """Cut the body into statements. A register declared in nested braces gets a name of its own."""
         scopes: list[dict[str, str]] = [{}]
         self._scope_count, statement = 0, ""
-        for char in body:
-            if char == ";":
+        for token in re.split(r"([;{}])", body):
+            if token == ";":
                 self._read_statement(statement.strip(), scopes)
                 statement = ""
-            elif char == "{" and not statement.strip():
+            elif token == "{" and not statement.strip():
                 self._scope_count += 1
                 scopes.append({})
                 self._lines.append("{")
-            elif char == "}" and not statement.strip() and len(scopes) > 1:
+            elif token == "}" and not statement.strip() and len(scopes) > 1:
                 scopes.pop()
                 self._lines.append("}")
             else:
-                statement += char
-                if char == ":" and re.fullmatch(r"\s*[\w$]+:", statement):
-                    self.labels[statement.strip()[:-1]] = len(self.code)
-                    self._lines.append(statement.strip())
-                    statement = ""
+                statement = self._read_labels(statement + token)
         self.code.append(Instr("exit", pc=len(self.code)))
+
+    def _read_labels(self, statement: str) -> str:
+        """The statement without the labels in front of it."""
+        while label := re.match(r"\s*([\w$]+):(?!:)", statement):
+            self.labels[label.group(1)] = len(self.code)
+            self._lines.append(label.group().strip())
+            statement = statement[label.end() :]
+        return statement
 
     def _read_statement(self, statement: str, scopes: list[dict[str, str]]) -> None:
         if not statement:

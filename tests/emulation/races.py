@@ -1,11 +1,14 @@
-"""Races in shared memory: two threads, one of which writes, without a barrier between them.
+"""Races: two accesses to the same memory, one of which writes, that nothing orders.
 
-Shared memory is watched in cells as wide as the kernel's narrowest access. Each cell remembers its last writer and
-reader with the block's and the warp's barrier epoch at that time; an access by another thread in the same epoch is a
-race, unless a `bar.warp.sync` lies between two threads of one warp.
+Shared memory, within a block: it is watched in cells as wide as the kernel's narrowest access. Each cell remembers its
+last writer and reader with the block's and the warp's barrier epoch at that time; an access by another thread in the
+same epoch is a race, unless a `bar.warp.sync` lies between two threads of one warp.
 
-What it does not see: races between blocks, missing memory fences, a barrier that only a part of the block takes
-(`bar.sync` with a thread count) where it should be all; atomics race only with plain accesses.
+Device memory, between blocks: each cell remembers the block that wrote it and the blocks that read it.
+
+What is not seen: races in device memory within a block, missing memory fences, a barrier that only a part of the block
+takes (`bar.sync` with a thread count) where it should be all. Atomics are not held against each other, in device memory
+not at all. Blocks that wait for each other by atomics are reported, though they may be right.
 """
 
 from typing import TYPE_CHECKING
@@ -13,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import Race
+from .memory import Piece, Region
 
 if TYPE_CHECKING:
     from .machine import Machine
@@ -141,3 +145,46 @@ class RaceDetector:
             f"shared {kind} race: byte {self._byte(cells[first])}, threads {int(others[first]) % block} and "
             f"{int(threads[first]) % block} since the last barrier"
         )
+
+
+class BlockRaces:
+    """Watches device memory during a launch."""
+
+    SEVERAL = -1
+
+    def __init__(self, regions: list[Region], cell: int) -> None:
+        """`cell` is the narrowest access in bytes. Memory that is not touched costs nothing: zero is nobody."""
+        self._cell = cell
+        self._writer, self._reader = (
+            {region.number: np.zeros(region.data.nbytes // cell + 1, np.int32) for region in regions} for _ in range(2)
+        )
+
+    def access(self, piece: Piece, width: int, block: np.ndarray, what: str) -> None:
+        """Lanes of these blocks (their numbers in the grid) load or store `width` bytes each at `piece.index`."""
+        cells, owner = piece.index // self._cell, block.astype(np.int32) + 1
+        per_access = max(1, width // self._cell)
+        if per_access > 1:
+            cells = (cells[:, None] + np.arange(per_access)).reshape(-1)
+            owner = np.repeat(owner, per_access)
+        writer, reader = self._writer[piece.region.number], self._reader[piece.region.number]
+        self._check(writer, cells, owner, "read-after-write" if what == "load" else "write-write")
+        if what == "load":
+            before = reader[cells]
+            reader[cells] = owner
+            several = (reader[cells] != owner) | ((before != owner) & (before != 0))
+            reader[cells[several]] = self.SEVERAL
+        else:
+            self._check(reader, cells, owner, "write-after-read")
+            writer[cells] = owner
+            self._check(writer, cells, owner, "write-write")  # two blocks of the batch in this instruction
+
+    def _check(self, seen: np.ndarray, cells: np.ndarray, owner: np.ndarray, kind: str) -> None:
+        clash = (seen[cells] != owner) & (seen[cells] != 0)
+        if clash.any():
+            first = int(np.argmax(clash))
+            other = seen[cells[first]]
+            blocks = "several blocks" if other == self.SEVERAL else f"block {other - 1}"
+            raise Race(
+                f"{kind} race between blocks: byte {int(cells[first]) * self._cell} of an array, {blocks} and "
+                f"block {int(owner[first]) - 1}"
+            )

@@ -10,6 +10,7 @@ import re
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .counters import Counters
 from .ptx import Kernel
@@ -51,7 +52,7 @@ class Mix:
 def machine_mix(counters: Counters, cubin: bytes) -> Mix:
     """From the executed counts of PTX instructions and the cubin that `assemble` made of the kernel."""
     kernel = counters.kernel
-    code = _code(disassemble(cubin), kernel.name)
+    code = _code(cubin, kernel.name)
     by_pc = defaultdict(list)
     for pc, opcode in code:
         by_pc[pc].append(opcode)
@@ -69,10 +70,11 @@ def classify(opcode: str) -> str:
     return next((name for pattern, name in CLASSES if re.match(pattern, opcode)), "int_alu")
 
 
-def _code(text: str, entry: str) -> list[tuple[int | None, str]]:
+@lru_cache(256)
+def _code(cubin: bytes, entry: str) -> list[tuple[int | None, str]]:
     """(PTX instruction index or None, opcode) of a kernel, without padding and subroutines."""
     code, inside, pc, label, exited = [], False, None, None, False
-    for line in map(str.strip, text.split("\n")):
+    for line in map(str.strip, disassemble(cubin).split("\n")):
         if line == f".text.{entry}:":
             inside = True
         elif line.startswith(".section") or re.match(r"(\$.*|__internal.*):$", line):

@@ -157,7 +157,7 @@ def _argument(value, type_: str):
         return Pointer(_storage_bytes(storage), value.data_ptr() - storage.data_ptr())
     if type_ in FLOATS:
         return FLOATS[type_](value)
-    if not isinstance(value, (int, bool)):
+    if not isinstance(value, int):
         raise Unsupported(f"argument of type {type_}")
     return np.uint64(value) if value >= 2**63 else np.int64(value)
 

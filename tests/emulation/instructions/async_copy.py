@@ -81,8 +81,9 @@ def _issue(m: "Machine", instr: Instr) -> Step:
 
 
 def _count_source(m: "Machine", source, nbytes: int, lanes) -> None:
-    m.counters.global_access(m.pc, "load", m.rows(source, lanes), nbytes)
-    for piece in m.memory.locate("global", source, nbytes, lanes)[1]:
+    _, pieces = m.memory.locate("global", source, nbytes, lanes)
+    m.counters.global_access(m.pc, "load", m.rows(source, lanes), nbytes, pieces[0].region.number)
+    for piece in pieces:
         piece.region.touch(piece.index, "load")
 
 

@@ -1,9 +1,11 @@
-"""mma.sync, ldmatrix and stmatrix.
+"""mma.sync, ldmatrix and stmatrix. wgmma and tcgen05 are Unsupported.
 
-Operands are rounded as hardware takes them (tf32 loses 13 bits of mantissa by truncation, unless the kernel rounded
-them before), so the loss of tf32 and bf16 products shows. Products are summed in float64 and added to the accumulator
-with one rounding to float32; hardware sums with a few guard bits more than float32 has and truncates, which is less
-accurate by an amount that NVIDIA does not document. wgmma and tcgen05 are Unsupported.
+Products are rounded as tensor cores do it, which NVIDIA does not document: operands lose the bits that their type has
+not; products are exact; a block of them and the accumulator are aligned to the largest exponent and truncated a few
+bits behind the 24th; their sum is truncated to float32. The parameters are those of the models that F. A. Khattak and
+M. Mikaitis, "Accurate models of NVIDIA tensor cores" (arXiv 2512.07004), found to be bit-exact. Sums that are truncated
+instead of rounded drift: three-fold tf32 products are less accurate than their number of bits suggests. Without
+`approximate` a product is summed in float64 and rounded to nearest once.
 """
 
 import re
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 LANE = np.arange(32)
 GROUP, IN_GROUP = LANE >> 2, LANE & 3  # as the PTX ISA's fragment layouts name them
+LOWEST = -300  # exponent that products of float32 numbers do not reach
+RESULT_PLACES = [(GROUP + 8 * (i >> 1), 2 * IN_GROUP + (i & 1)) for i in range(4)]
 
 
 @instruction("mma")
@@ -38,22 +42,56 @@ def multiply_matrices(m: "Machine", instr: Instr) -> Step:
     c = [reader(m, source, "f32") for source in elements(instr.args[3])]
     a_places, b_places = _fragment_places(operand_type, len(a), len(b))
 
+    block, extra_bits = _tensor_core(m.kernel.target, operand_type)
+
     def matrix(shape, readers, places, warps, ix):
-        result = np.zeros((warps, *shape), np.float32)
+        result = np.zeros((warps, *shape))
         for read, registers in zip(readers, places, strict=True):
             for values, (row, column) in zip(_decode(m.spread(read(ix), ix), operand_type), registers, strict=True):
                 result[:, row, column] = values.reshape(warps, 32)
-        return result.astype(np.float64)
+        return result
 
     def step(ix):
         warps = len(m.full_warps(ix, "mma")) // 32
         left, right = matrix((16, depth), a, a_places, warps, ix), matrix((depth, 8), b, b_places, warps, ix)
-        product = np.matmul(left, right)
-        for i, (write, read) in enumerate(zip(writers, c, strict=True)):
-            values = product[:, GROUP + 8 * (i >> 1), 2 * IN_GROUP + (i & 1)].reshape(-1)
-            write(ix, (values + read(ix).astype(np.float64)).astype(np.float32))
+        result = np.zeros((warps, 16, 8))
+        for read, (row, column) in zip(c, RESULT_PLACES, strict=True):
+            result[:, row, column] = m.spread(read(ix), ix).reshape(warps, 32)
+        if not m.approximate:
+            result += left @ right
+        else:
+            for start in range(0, depth, block):
+                part = slice(start, start + block)
+                result = _accumulate(result, left[:, :, part], right[:, part], extra_bits)
+        for write, (row, column) in zip(writers, RESULT_PLACES, strict=True):
+            write(ix, result[:, row, column].reshape(-1).astype(np.float32))
 
     return step
+
+
+def _tensor_core(target: str, operand_type: str) -> tuple[int, int]:
+    """Products that are summed at once, and bits behind a float32's 24 that the summands keep."""
+    generation = int(re.sub(r"\D", "", target))
+    block, extra_bits = (16, 2) if generation >= 90 else (8, 1)
+    return block // 2 if operand_type == "tf32" else block, extra_bits
+
+
+def _accumulate(total: np.ndarray, left: np.ndarray, right: np.ndarray, extra_bits: int) -> np.ndarray:
+    """total [n, 16, 8] + left [n, 16, k] x right [n, k, 8], as a tensor core rounds it; all float64."""
+    products = left[:, :, :, None] * right[:, None]
+    exponents = _exponent(left)[:, :, :, None] + _exponent(right)[:, None]
+    highest = np.maximum(np.maximum(exponents.max(axis=2), _exponent(total)), LOWEST)
+    unit = np.ldexp(1.0, highest - 23 - extra_bits)
+    kept = (np.trunc(products / unit[:, :, None]).sum(axis=2) + np.trunc(total / unit)) * unit
+    rounded = kept.astype(np.float32)
+    too_large = np.abs(rounded) > np.abs(kept)
+    rounded[too_large] = np.nextafter(rounded[too_large], np.float32(0))
+    return rounded.astype(np.float64)
+
+
+def _exponent(values: np.ndarray) -> np.ndarray:
+    """Of the leading bit; of zeros, so low that it never decides."""
+    return np.where(values == 0, 2 * LOWEST, np.frexp(values)[1] - 1)
 
 
 def _fragment_places(operand_type: str, a_registers: int, b_registers: int):
