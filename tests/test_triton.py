@@ -23,10 +23,10 @@ from sagd_kernels.backends import composite
 pytest.importorskip("triton", reason="Triton is not installed")
 
 import triton.language as tl
-from emulation.triton import emulated, interpreted
 
 from sagd_kernels.backends import triton as backend
 from sagd_kernels.backends import triton_kernels
+from tests.emulation.triton import emulated, interpreted
 
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]

@@ -15,6 +15,7 @@ from torch import Tensor
 import sagd_kernels
 from benchmarks.cases import WITH_BACKWARD, Case
 from sagd_kernels import weights
+from sagd_kernels.backends import unable
 
 from .machine import Launch
 
@@ -47,7 +48,23 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """All of them, those that are missing included."""
-    return []
+    return [triton_contender("triton", _call_triton, _triton_supports)]
+
+
+def _call_triton(operands: "Operands") -> None:
+    from sagd_kernels.backends import triton as backend
+
+    case, o = operands.case, operands
+    {
+        "spectral_filter": lambda: backend.spectral_filter(o.input, o.weight, o.scale),
+        "shaped_noise": lambda: backend.shaped_noise(o.key, case.shape, o.weight, o.scale, dtype=case.dtype),
+        "add_noise": lambda: backend.add_noise(o.input, o.key, o.weight, o.scale, o.scale),
+        "whitened_mse": lambda: backend.whitened_mse(o.input, o.target, o.weight, with_residual=True),
+    }[case.operator]()
+
+
+def _triton_supports(case: Case) -> bool:
+    return unable("triton", *case.shape[-2:], case.dtype, torch.device("cuda", 0)) is None
 
 
 def cases() -> list[Case]:
