@@ -8,14 +8,16 @@ import torch
 from benchmarks.cases import Case
 from benchmarks.rows import read_csv, write_csv
 from tests.emulation import resources, toolchain
-from tests.emulation.contenders import Operands, cases, contenders, label, triton_contender
+from tests.emulation.contenders import Operands, contenders, label, triton_contender
 
-QUICK_SHAPES = [(64, 64)]
-CASES = [
-    pytest.param(contender, case, id=f"{contender.name} {label(case)}", marks=() if quick else pytest.mark.slow)
+KERNELS = [
+    pytest.param(contender, case, capability, id=f"{contender.name} {label(case)} sm_{capability}", marks=marks)
     for contender in contenders()
-    for case in filter(contender.supports, cases())
-    for quick in [case.shape[-2:] in QUICK_SHAPES and case.dtype == torch.float32]
+    for case in resources.table_cases(contender)
+    for capability in resources.ARCHITECTURES
+    for plane in [(capability, case.shape[-1], case.dtype) == (80, 64, torch.float32)]
+    for quick in [plane and case.operator in ("spectral_filter", "shaped_noise")]
+    for marks in [() if quick else pytest.mark.slow]
 ]
 
 
@@ -24,12 +26,12 @@ def needs_ptxas() -> None:
         pytest.skip("ptxas is not installed: it comes with triton and with nvcc")
 
 
-@pytest.mark.parametrize(("contender", "case"), CASES)
-def test_kernels_keep_to_the_table(contender, case):
+@pytest.mark.parametrize(("contender", "case", "capability"), KERNELS)
+def test_kernels_keep_to_the_table(contender, case, capability):
     needs_ptxas()
     if contender.missing():
         pytest.skip(contender.missing())
-    found = [row for capability in resources.ARCHITECTURES for row in resources.measure(contender, case, capability)]
+    found = resources.measure(contender, case, capability)
     table = read_csv(resources.TABLE, resources.Row)
     assert found
     assert resources.complaints(table, found) == []
@@ -40,7 +42,7 @@ def test_kernels_keep_to_the_table(contender, case):
 
 def test_table_has_no_stale_rows():
     """Each row is of a contender's case; that its kernel is still launched shows when the table is made again."""
-    known = {(c.name, label(case)) for c in contenders() for case in filter(c.supports, cases())}
+    known = {(each.name, label(case)) for each in contenders() for case in resources.table_cases(each)}
     assert {(row.contender, row.case) for row in read_csv(resources.TABLE, resources.Row)} <= known
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.cases import Case
 from benchmarks.limits import one_pass_bytes
-from tests.emulation.contenders import Contender, label
+from tests.emulation.contenders import Contender, label, plane
 from tests.emulation.counters import Traffic
 from tests.emulation.devices import DEVICES, Device
 from tests.emulation.estimate import Estimate, estimate
@@ -20,7 +20,7 @@ class Row:
     """One line of the CSV: an estimate for one call on one device.
 
     Attributes:
-        case: the operator, plane and dtype; `samples` the batch that they come in.
+        what, plane, dtype: the case; `samples` is the batch that its planes come in.
         launches, kernels: how many, and the names of the different ones.
         compulsory_bytes: what one pass must move: inputs and results once, the weight once.
         dram_read_bytes, dram_written_bytes: distinct sectors that the launches touch, summed over launches.
@@ -40,7 +40,9 @@ class Row:
     """
 
     contender: str
-    case: str
+    what: str
+    plane: str
+    dtype: str
     samples: int
     device: str
     launches: int
@@ -69,6 +71,10 @@ class Row:
     eager_us: float
     traced: int
     toolchain: str
+
+    @property
+    def case(self) -> str:
+        return f"{self.what} {self.plane} {self.dtype}"
 
 
 def cost(contender: Contender, case: Case, sample: int) -> list[Row]:
@@ -103,7 +109,9 @@ def _row(
     steps = eager.pipeline(case)
     return Row(
         contender=contender.name,
-        case=label(case),
+        what=case.what,
+        plane=plane(case),
+        dtype=case.dtype_name,
         samples=case.shape[0],
         device=name,
         launches=len(launches),

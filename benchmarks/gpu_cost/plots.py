@@ -1,5 +1,6 @@
 """The picture, from the rows alone: bound over the DRAM time of the compulsory bytes, by operator and device."""
 
+import math
 from pathlib import Path
 
 import matplotlib
@@ -18,42 +19,41 @@ EAGER = "torch.fft eager, by bytes"
 
 def draw(rows: list[Row], path: Path) -> None:
     """Columns are operators, rows devices. float32 only: half types halve the bytes and not the work."""
-    rows = [row for row in rows if row.case.endswith("float32")]
-    operators = list(dict.fromkeys(row.case.rsplit(" ", 2)[0] for row in rows))
-    devices = list(dict.fromkeys(row.device for row in rows))
+    rows = [row for row in rows if row.dtype == "float32"]
+    operators, devices = (list(dict.fromkeys(getattr(row, name) for row in rows)) for name in ("what", "device"))
+    colors = dict(zip(dict.fromkeys(row.contender for row in rows), COLORS, strict=False))
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             len(devices), len(operators), sharex="col", sharey=True, squeeze=False, layout="constrained",
             figsize=(3.1 * len(operators), 1.9 * len(devices) + 0.8),
         )  # fmt: skip
         for i, device in enumerate(devices):
-            for j, operator in enumerate(operators):
-                chosen = [row for row in rows if row.device == device and row.case.rsplit(" ", 2)[0] == operator]
-                _panel(axes[i][j], chosen)
-                axes[i][j].set_title(f"{operator}, {device}", fontsize=9)
+            for j, what in enumerate(operators):
+                _panel(axes[i][j], [row for row in rows if (row.device, row.what) == (device, what)], colors)
+                axes[i][j].set_title(f"{what}, {device}", fontsize=9)
         figure.suptitle("Estimates from counted work, not measurements on a GPU", fontsize=10, color=INK)
         figure.supylabel("bound / DRAM time of the compulsory bytes", fontsize=9.5)
-        lines, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), fontsize=8.5)
+        lines = {line.get_label(): line for axis in axes.flat for line in axis.get_legend_handles_labels()[0]}
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=8.5)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Software": None})
         plt.close(figure)
 
 
-def _panel(axis: plt.Axes, rows: list[Row]) -> None:
-    sizes = list(dict.fromkeys(row.case.rsplit(" ", 2)[1] for row in rows))
-    for name, color in zip(dict.fromkeys(row.contender for row in rows), COLORS, strict=False):
-        _line(axis, sizes, {_size(row): row.ratio for row in rows if row.contender == name}, "o-", color, name)
-    _line(axis, sizes, {_size(row): row.eager_us / row.compulsory_us for row in rows}, "s--", MUTED, EAGER)
+def _panel(axis: plt.Axes, rows: list[Row], colors: dict[str, str]) -> None:
+    """Over the planes, the smallest first: a line for each contender and one for torch."""
+    planes = sorted({row.plane for row in rows}, key=_pixels)
+    lines = {name: {r.plane: r.ratio for r in rows if r.contender == name} for name in colors}
+    lines[EAGER] = {row.plane: row.eager_us / row.compulsory_us for row in rows}
+    for name, values in lines.items():
+        shown = [plane for plane in planes if plane in values]
+        color, style = (MUTED, "s--") if name == EAGER else (colors[name], "o-")
+        places, ratios = [planes.index(plane) for plane in shown], [values[plane] for plane in shown]
+        axis.plot(places, ratios, style, color=color, label=name, markersize=4)
     axis.axhline(1, color=INK, linewidth=0.8)
-    axis.set_xticks(range(len(sizes)), sizes, rotation=60, ha="right", fontsize=8)
+    axis.set_xticks(range(len(planes)), planes, rotation=60, ha="right", fontsize=8)
     log_ticks(axis, "y", "")
 
 
-def _line(axis: plt.Axes, sizes: list[str], values: dict[str, float], style: str, color: str, name: str) -> None:
-    places = [sizes.index(size) for size in values]
-    axis.plot(places, list(values.values()), style, color=color, label=name, markersize=4)
-
-
-def _size(row: Row) -> str:
-    return row.case.rsplit(" ", 2)[1]
+def _pixels(plane: str) -> int:
+    return math.prod(map(int, plane.split("x")[-2:]))

@@ -30,7 +30,7 @@ activemask, directed rounding. Not seen: missing fences, the order of blocks, la
 out.
 """
 
-if __name__ != "tests.emulation":  # a second copy would not know of the sessions of the first
+if __name__ != "tests.emulation":  # a second copy would not know what mode the first is in
     raise ImportError(f"import it as tests.emulation, not as {__name__}")
 
 from .counters import Counters

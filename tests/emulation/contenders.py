@@ -85,11 +85,15 @@ def _operators(shape: tuple[int, int, int], dtype: torch.dtype) -> list[Case]:
     ]
 
 
+def plane(case: Case) -> str:
+    """ "64x64", with the channels in front where there are many."""
+    channels, height, width = case.shape[1:]
+    return f"{height}x{width}" if channels < 16 else f"{channels}x{height}x{width}"
+
+
 def label(case: Case) -> str:
     """A case without its batch: "shaped_noise 64x64 float32"."""
-    channels, height, width = case.shape[1:]
-    planes = f"{height}x{width}" if channels < 16 else f"{channels}x{height}x{width}"
-    return f"{case.what} {planes} {case.dtype_name}"
+    return f"{case.what} {plane(case)} {case.dtype_name}"
 
 
 @dataclass

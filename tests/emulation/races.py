@@ -112,7 +112,7 @@ class RaceDetector:
             shared, one_warp = cells[together], self._one_warp(last[together], threads[together])
             self._readers[shared] = np.where(one_warp, np.maximum(self._readers[shared], ONE_WARP), SEVERAL_WARPS)
 
-    # -- helpers
+    # -- what the rules ask for
 
     def _epochs(self, threads):
         return self._m.block_epoch[self._m.lane_block[threads]], self._m.warp_epoch[self._m.warp[threads]]

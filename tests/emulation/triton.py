@@ -55,19 +55,19 @@ def emulated(
         sample: run only so many blocks of each launch, the first ones; counters know how many there would be.
     """
     options = {"races": races, "count": count, "approximate": approximate}
-    with _session(_Session(capability, options, sample)) as launches:
+    with _enter(_Mode(capability, options, sample)) as launches:
         yield launches
 
 
 @contextmanager
 def compiled(capability: int) -> Iterator[list[Launch]]:
     """Within it every Triton launch is compiled and recorded, but nothing runs: outputs stay as they were."""
-    with _session(_Session(capability, None)) as launches:
+    with _enter(_Mode(capability, None)) as launches:
         yield launches
 
 
 @dataclass
-class _Session:
+class _Mode:
     """How launches are executed (options None: not at all), and those that were."""
 
     capability: int
@@ -77,21 +77,21 @@ class _Session:
     loading: dict[str, str] = field(default_factory=dict)
 
 
-_active: _Session | None = None  # Triton keeps launchers longer than a session lasts, so they ask for the current one
+_active: _Mode | None = None  # Triton keeps launchers longer than a mode lasts, so they ask for the current one
 
 
 @contextmanager
-def _session(session: _Session) -> Iterator[list[Launch]]:
+def _enter(mode: _Mode) -> Iterator[list[Launch]]:
     global _active
-    if session.capability not in SHARED_LIMIT:
-        raise ValueError(f"capability: expected one of {sorted(SHARED_LIMIT)}, got {session.capability}")
+    if mode.capability not in SHARED_LIMIT:
+        raise ValueError(f"capability: expected one of {sorted(SHARED_LIMIT)}, got {mode.capability}")
     config, hooks = triton.runtime.driver, knobs.runtime.kernel_load_start_hook
     before = config._active, _active  # not config.active, which would look for a GPU
-    _active = session
-    config.set_active(_Driver(session.capability))
+    _active = mode
+    config.set_active(_Driver(mode.capability))
     hooks.add(_remember_files)
     try:
-        yield session.launches
+        yield mode.launches
     finally:
         config.set_active(before[0])
         _active = before[1]
