@@ -39,8 +39,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm().clamp(min=1e-300)).item()
 
 
-def assert_close(actual: Tensor, expected: Tensor, composite: Tensor) -> None:
-    """The tolerance rule: at most twice the error of the composite of torch.fft at the same dtype.
+def assert_close(actual: Tensor, expected: Tensor, composite: Tensor, *, factor: float = 2) -> None:
+    """The tolerance rule: at most twice (`factor`) the error of the composite of torch.fft at the same dtype.
 
     `expected` is the float64 reference. A rounding of the result's dtype is always allowed, and the reference's own
     roundings; where there are few values, whose errors scatter too much for a ratio, a few roundings of the dtype that
@@ -48,7 +48,7 @@ def assert_close(actual: Tensor, expected: Tensor, composite: Tensor) -> None:
     """
     assert actual.dtype == composite.dtype, f"dtype {actual.dtype}, expected {composite.dtype}"
     rounding = torch.finfo(composite.dtype).eps
-    limit = 2 * max(relative_error(composite, expected), rounding) + REFERENCE_ERROR
+    limit = factor * max(relative_error(composite, expected), rounding) + REFERENCE_ERROR
     if expected.numel() < 64:
         limit += 4 * torch.finfo(weight_dtype(composite.dtype)).eps
     assert relative_error(torch.zeros_like(expected), expected) > limit, "the comparison would accept zeros"

@@ -1,7 +1,8 @@
 """The Triton backend computes what the operators promise: in Triton's interpreter, and compiled to PTX and emulated.
 
 The emulator runs what the compiler made for compute capability 8.0: real mma.sync operands, special functions as
-inexact as the PTX ISA allows, every access checked for bounds and races. Here both work on CPU tensors.
+inexact as the PTX ISA allows, tensor cores that truncate their sums, every access checked for bounds and races. Here
+both work on CPU tensors.
 """
 
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]
 EMULATED_SIZES = [(3, 5), (28, 28), (32, 32)]
 SLOW_EMULATED_SIZES = [(16, 16), (27, 40), (96, 32), (64, 64), (128, 128)]
+TRUNCATION = (
+    4  # in place of 2: how many times torch.fft's error tensor cores that truncate are allowed, see CONTRIBUTING
+)
 KEY = torch.tensor([0x0123456789ABCDEF, 2**64 - 50], dtype=torch.uint64)  # the counters carry into the third word
 
 
@@ -57,11 +61,11 @@ def apply(operator: str, *args, **kwargs):
     return getattr(backend, operator)(*args, **kwargs)
 
 
-def assert_operator_close(operator: str, *args, **kwargs):
+def assert_operator_close(operator: str, *args, factor: float = 2, **kwargs):
     result = apply(operator, *args, **kwargs)
     expected, peer = apply_reference(operator, *args, **kwargs), apply_composite(operator, *args, **kwargs)
     for parts in zip(*((x,) if isinstance(x, torch.Tensor) else x for x in (result, expected, peer)), strict=True):
-        assert_close(*parts)
+        assert_close(*parts, factor=factor)
     return result
 
 
@@ -227,7 +231,7 @@ def emulator():
 )
 def test_compiled_kernels(operator, size):
     with emulator():
-        assert_operator_close(operator, *arguments(operator, *size, batch=(2,)))
+        assert_operator_close(operator, *arguments(operator, *size, batch=(2,)), factor=TRUNCATION)
 
 
 @pytest.mark.slow
@@ -236,4 +240,5 @@ def test_compiled_kernels(operator, size):
 def test_compiled_kernels_of_half_types(operator, dtype):
     args = arguments(operator, 32, 32, dtype=dtype)
     with emulator():
-        assert_operator_close(operator, *args, **({"dtype": dtype} if operator == "shaped_noise" else {}))
+        dtypes = {"dtype": dtype} if operator == "shaped_noise" else {}
+        assert_operator_close(operator, *args, factor=TRUNCATION, **dtypes)
