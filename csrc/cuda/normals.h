@@ -28,7 +28,8 @@ __device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1) {
   const float series = v * fmaf(v, fmaf(v, fmaf(v, 0.5f, 0.66666667f), 1.0f), 2.0f);  // -2 ln(1 - v) to v^4
   const float logarithm = -2.0f * __logf(fmaf(float(r0), 0x1p-32f, 0x1p-33f));
   const float radius = sqrtf(v < 0x1p-6f ? series : logarithm);
-  const float angle = float(int32_t(r1)) * (3.14159265358979f * 0x1p-31f);  // in [-pi, pi]
+  const float turn = float(int32_t(r1)) * 0x1p-31f;  // in half turns
+  const float angle = fmaf(turn, 3.14159274f, turn * -8.74227766e-8f);  // pi in two parts: one would bias the mean
   return {radius * __cosf(angle), radius * __sinf(angle)};
 }
 

@@ -1,12 +1,14 @@
 // Fibers for the threads of a block, and the shared memory that they share.
 #include "cuda_runtime.h"
 
+#include <dlfcn.h>
 #include <ucontext.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
 #if defined(__SANITIZE_THREAD__)
@@ -57,6 +59,12 @@ void* scheduler_sanitizer;
 const std::function<void()>* kernel;
 char launch_edge, barrier_edge[2], end_edge;  // what the sanitizer hangs the order of accesses on
 unsigned generation;
+
+struct Launch {
+  std::string kernel;
+  size_t blocks, threads, shared_bytes;
+  std::vector<char> argument;
+} last;
 
 void switch_to_scheduler() {
   ucontext_t* own = &fibers[place.thread]->context;
@@ -137,4 +145,19 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
   for (place.block = 0; place.block < blocks; ++place.block) run_block(shared_bytes);
 }
 
+void note(const void* kernel_, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument, size_t size) {
+  Dl_info symbol{};
+  dladdr(kernel_, &symbol);
+  const auto* bytes = static_cast<const char*>(argument);
+  last = {symbol.dli_sname ? symbol.dli_sname : "", blocks, threads, shared_bytes, {bytes, bytes + size}};
+}
+
 }  // namespace shim
+
+// What was launched last: the kernel's mangled name, blocks, threads and bytes of shared memory, and its argument.
+extern "C" const char* shim_last_launch(size_t launch[3], const char** argument, size_t* size) {
+  using shim::last;
+  launch[0] = last.blocks, launch[1] = last.threads, launch[2] = last.shared_bytes;
+  *argument = last.argument.data(), *size = last.argument.size();
+  return last.kernel.c_str();
+}
