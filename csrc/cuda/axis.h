@@ -156,10 +156,11 @@ struct AnyShape {
   int threads;  // for each plane; depends on the shape alone
 };
 
+// One that the kernel is compiled for, with this many threads a plane.
 template <int threads_, int min_blocks_, class Columns, class Rows>
 struct FixedShape {
   using Number = int;
-  static constexpr int max_threads = threads_ > 256 ? threads_ : 256, min_blocks = min_blocks_;
+  static constexpr int max_threads = 256, min_blocks = min_blocks_;
   Columns columns;
   Rows rows;
   static constexpr int threads = threads_;

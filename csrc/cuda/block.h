@@ -7,6 +7,9 @@
 #include "cuda/normals.h"
 #include "sagd/job.h"
 
+// Behind a lambda's parameters: a call that is not inlined costs a stack for what the lambda holds.
+#define SAGD_INLINE_LAMBDA __attribute__((always_inline))
+
 namespace sagd::cuda {
 
 // One launch: the job, how its planes are cut, and how they are given to blocks. Every thread group of shape.threads

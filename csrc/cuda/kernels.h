@@ -144,15 +144,15 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight
 
 namespace kernel {
 
-#define SAGD_KERNEL __global__ void __launch_bounds__(Shape::max_threads, Shape::min_blocks)
+#define SAGD_KERNEL(min_blocks) __global__ void __launch_bounds__(Shape::max_threads, min_blocks)
 
 // Forward, times the weight, inverse. The transforms multiply by height width, the separation of the columns by 2
 // besides; the weight undoes both.
 template <class S, class Shape>
-SAGD_KERNEL spectral_filter(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
-      call, 0.5f / pixels(shape), [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) {
+      call, 0.5f / pixels(shape), [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         transform.forward_columns(ReadPacked<S, Shape>{shape, {call.job.input, valid, shape.rows.length}});
         transform.template weigh_rows<false>(weight, true);
@@ -167,10 +167,10 @@ SAGD_KERNEL spectral_filter(const __grid_constant__ Call<Shape> call) {
 // The inverse alone, of a spectrum that is drawn where it is used. With `add`, noisy = signal_scale input + scale noise
 // and the noise; else scale noise.
 template <bool add, class S, class Shape>
-SAGD_KERNEL shaped_noise(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
-      call, sqrtf(0.5f / pixels(shape)), [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) {
+      call, sqrtf(0.5f / pixels(shape)), [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         __syncthreads();  // the weight is staged, and the last plane's points are read
         transform.noise_rows(plane_stream(call.job, valid), weight);
@@ -211,12 +211,13 @@ __device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int 
 
 // plane_loss = mean over the bins with w > 0 of |F(input - target)|^2 / w^2, F unitary; output, unless null, the
 // residual times 1 / w^2 times height width over the number of those bins: 2 output / numel is the gradient.
+// Two inputs and a sum need more registers than the others have.
 template <class S, class Shape>
-SAGD_KERNEL whitened_mse(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1) whitened_mse(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::inverse_square, true>(
       call, 0.5f / pixels(shape),
-      [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) {
+      [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         const bool filter = call.job.output != nullptr;
         const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};

@@ -25,9 +25,10 @@ struct MulWide {
 // sqrt(-2 ln u) (cos, sin)(2 pi r1 / 2^32) with u = (r0 + 1/2) / 2^32
 __device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1) {
   const float v = fmaf(float(~r0), 0x1p-32f, 0x1p-33f);  // 1 - u, without cancellation
-  const float series = v * fmaf(v, fmaf(v, fmaf(v, 0.5f, 0.66666667f), 1.0f), 2.0f);  // -2 ln(1 - v) to v^4
+  float series = fmaf(v, 1 / 7.0f, 1 / 6.0f);  // of -ln(1 - v) / v
+  series = fmaf(v, fmaf(v, fmaf(v, fmaf(v, fmaf(v, series, 0.2f), 0.25f), 1 / 3.0f), 0.5f), 1.0f);
   const float logarithm = -2.0f * __logf(fmaf(float(r0), 0x1p-32f, 0x1p-33f));
-  const float radius = sqrtf(v < 0x1p-6f ? series : logarithm);
+  const float radius = sqrtf(v < 0x1p-4f ? 2.0f * v * series : logarithm);
   const float turn = float(int32_t(r1)) * 0x1p-31f;  // in half turns
   const float angle = fmaf(turn, 3.14159274f, turn * -8.74227766e-8f);  // pi in two parts: one would bias the mean
   return {radius * __cosf(angle), radius * __sinf(angle)};

@@ -289,7 +289,7 @@ class PlaneTransform {
       Point bottom = {here->re - mirror->re, here->im + mirror->im};
       const int bins = here == mirror ? 1 : 2;
       top = weigh<measure>(top, w_top, bins, sum);
-      if (height() % 2 == 0) bottom = weigh<measure>(bottom, w_bottom, bins, sum);
+      bottom = height() % 2 == 0 ? weigh<measure>(bottom, w_bottom, bins, sum) : Point{0, 0};
       *mirror = {top.re - bottom.re, bottom.im - top.im};
       *here = top + bottom;
     }

@@ -12,13 +12,13 @@
 namespace sagd::cuda {
 
 // Squares that diffusion models use most: every stride and loop is a constant.
-//                            threads, blocks on a multiprocessor, columns, rows
+//                            threads a plane, blocks a multiprocessor (which bounds registers), columns, rows
 using Square16 = FixedShape<8, 2, FixedAxis<16>, FixedAxis<16>>;
 using Square28 = FixedShape<56, 3, FixedAxis<7, 4>, FixedAxis<4, 7>>;
 using Square32 = FixedShape<64, 4, FixedAxis<8, 4>, FixedAxis<8, 4>>;
 using Square64 = FixedShape<256, 4, FixedAxis<8, 8>, FixedAxis<8, 8>>;
 using Square96 = FixedShape<192, 3, FixedAxis<12, 8>, FixedAxis<12, 8>>;
-using Square128 = FixedShape<512, 2, FixedAxis<16, 8>, FixedAxis<16, 8>>;
+using Square128 = FixedShape<256, 2, FixedAxis<16, 8>, FixedAxis<16, 8>>;
 
 // The cheapest stages for a length of factors 2, 3, 5 and 7: by arithmetic, and a pass through shared memory for each.
 // Empty for other lengths.

@@ -35,7 +35,7 @@ struct Place {
 };
 
 // Where the running fiber is.
-const Place& here();
+Place here();
 // Waits for the other threads of the block.
 void barrier();
 // Runs a kernel: body once on every thread of every block.
@@ -73,11 +73,8 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 namespace shim {
 
-// The device that the host's functions describe; the environment variable SHIM_SHARED_BYTES sets the first.
-struct Limits {
-  int shared_bytes, multiprocessors;
-};
-const Limits& limits();
+// The device that the functions describe: an H100's shared memory, so few multiprocessors that blocks take many planes.
+constexpr int shared_bytes_per_block = 227 << 10, multiprocessors = 2, threads_per_multiprocessor = 512;
 
 }  // namespace shim
 
@@ -87,7 +84,7 @@ inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
-  *value = name == cudaDevAttrMultiProcessorCount ? shim::limits().multiprocessors : shim::limits().shared_bytes;
+  *value = name == cudaDevAttrMultiProcessorCount ? shim::multiprocessors : shim::shared_bytes_per_block;
   return cudaSuccess;
 }
 
@@ -98,15 +95,15 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int threads, size_t shared_bytes) {
-  const int by_memory = int(size_t(shim::limits().shared_bytes) / (shared_bytes + 1024)), by_threads = 1024 / threads;
-  *blocks = shared_bytes > size_t(shim::limits().shared_bytes) ? 0 : std::max(1, std::min(by_memory, by_threads));
+  const int by_memory = shim::shared_bytes_per_block / int(shared_bytes + 1024);
+  *blocks = std::min(by_memory, shim::threads_per_multiprocessor / threads);
   return cudaSuccess;
 }
 
 template <class... P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                              cudaStream_t) {
-  if (shared_bytes > size_t(shim::limits().shared_bytes) || block.x > 1024) return cudaErrorInvalidValue;
+  if (shared_bytes > size_t(shim::shared_bytes_per_block) || block.x > 1024) return cudaErrorInvalidValue;
   [&]<size_t... i>(std::index_sequence<i...>) {
     shim::note(reinterpret_cast<const void*>(kernel), grid.x, block.x, shared_bytes, arguments[0], std::max({sizeof(P)...}));
     shim::run(grid.x, block.x, shared_bytes, [&] { kernel(*static_cast<std::remove_const_t<P>*>(arguments[i])...); });

@@ -4,14 +4,14 @@
 #include <dlfcn.h>
 #include <ucontext.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-#if defined(__SANITIZE_THREAD__)
+// This file is compiled without the sanitizer, which shall watch the kernels alone.
+#ifdef SHIM_FOR_THREAD_SANITIZER
 #include <sanitizer/tsan_interface.h>
 #else
 namespace {
@@ -26,7 +26,7 @@ void __tsan_release(void*) {}
 
 namespace sagd::cuda {
 
-constexpr size_t shared_capacity = 256 << 10, guard_bytes = 1024;
+constexpr size_t shared_capacity = shim::shared_bytes_per_block, guard_bytes = 1024;
 alignas(1024) unsigned char shared_memory[shared_capacity + guard_bytes];  // what the kernels declare extern
 
 }  // namespace sagd::cuda
@@ -121,13 +121,7 @@ void run_block(size_t shared_bytes) {
 
 }  // namespace
 
-const Place& here() { return place; }
-
-const Limits& limits() {
-  static const char* wanted = std::getenv("SHIM_SHARED_BYTES");
-  static const Limits limits{wanted ? std::atoi(wanted) : 227 << 10, 2};
-  return limits;
-}
+Place here() { return place; }
 
 void barrier() {
   const unsigned arrived = generation;
