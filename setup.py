@@ -46,7 +46,7 @@ INSTRUCTION_SETS = {
     "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c -mprefer-vector-width=512",
 }
 
-# A GPU is not needed to build, nor nvcc's driver library to load: the runtime is linked statically.
+# A GPU is not needed to build, nor a driver to load: the runtime is linked statically.
 NVCCFLAGS = "-O3 -std=c++20 --expt-relaxed-constexpr -Xcompiler -fPIC,-fvisibility=hidden -Icsrc"
 CUDA_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
@@ -123,7 +123,8 @@ def find_cuda() -> Cuda | None:
     if choice == "0":
         return None
     spec = importlib.util.find_spec("nvidia")
-    wheels = [nvcc for root in (spec.submodule_search_locations if spec else []) for nvcc in Path(root).glob("*/bin/nvcc")]
+    roots = spec.submodule_search_locations if spec else []
+    wheels = [nvcc for root in roots for nvcc in Path(root).glob("*/bin/nvcc")]
     home = os.environ.get("CUDA_HOME")
     candidates = [Path(home, "bin/nvcc") if home else None, shutil.which("nvcc"), *wheels]
     command = next((str(path) for path in candidates if path and os.access(path, os.X_OK)), None)
@@ -134,14 +135,15 @@ def find_cuda() -> Cuda | None:
                 "(pip install nvidia-cuda-nvcc nvidia-cuda-runtime)."
             )
         return None
-    version = re.search(r"release ([\d.]+)", subprocess.run([command, "--version"], capture_output=True, text=True).stdout)
+    said = subprocess.run([command, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"release ([\d.]+)", said)[1]
     dry_run = subprocess.run([command, "--dryrun", "-c", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
     root = Path(re.search(r"^#\$ TOP=(.*)$", dry_run, re.MULTILINE)[1].strip())
     libraries = [lib / "libcudart_static.a" for lib in (root / "lib64", root / "lib", *root.glob("targets/*/lib"))]
     runtime = next((library for library in libraries if library.is_file()), None)
     if runtime is None:
         raise PlatformError(f"{command} has no libcudart_static.a beside it (PyPI: pip install nvidia-cuda-runtime).")
-    return Cuda(command, version[1], cuda_architectures(), runtime)
+    return Cuda(command, version, cuda_architectures(), runtime)
 
 
 def gencode(architecture: str) -> str:

@@ -1,7 +1,7 @@
 // The operators for any backend: arguments in, a described job to the backend, outputs back.
 //
-// A backend is made for the device of the call. It has that `device`; spectral_filter, shaped_noise and add_noise, which
-// run a job; and whitened_mse, which also returns the loss, the mean over planes.
+// A backend is made for the device of the call. It has that `device`; spectral_filter, shaped_noise and add_noise,
+// which run a job; and whitened_mse, which also returns the loss, the mean over planes.
 #pragma once
 
 #include "arguments.h"
@@ -63,8 +63,9 @@ std::tuple<Tensor, Tensor> whitened_mse(const Tensor& input, const Tensor& targe
                                         bool with_residual) {
   Backend backend(device_of(input));
   const Device device = backend.device;
-  const Sizes size = sizes_of(input), batch(size.begin(), size.end() < size.begin() + 2 ? size.begin() : size.end() - 2);
+  const Sizes size = sizes_of(input);
   check_size("input", size);
+  const Sizes batch(size.begin(), size.end() - 2);
   check_device("target", target, device);
   STD_TORCH_CHECK(sizes_of(target) == size, "target: expected the shape of input ", to_string(size), ", got ",
                   to_string(sizes_of(target)));

@@ -13,7 +13,7 @@ struct DeviceGuard::State {
 DeviceGuard::DeviceGuard(int32_t index) : state_(new State{torch::stable::accelerator::DeviceGuard(index)}) {}
 DeviceGuard::~DeviceGuard() = default;
 
-// A direct call would be an undefined symbol wherever torch was built without CUDA, and the library could not be loaded.
+// A direct call would be an undefined symbol wherever torch was built without CUDA: the library could not be loaded.
 void* current_stream(int32_t index) {
   using Get = AOTITorchError (*)(int32_t, void**);
   static const Get get = [] {

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from test_build import ROOT, run, setup_module  # noqa: F401: a fixture
+from test_build import ROOT, run, setup_module  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_architectures_are_those_that_were_asked_for(setup_module, monkeypatch, 
 
 def test_an_architecture_that_is_none_is_named(setup_module, monkeypatch):  # noqa: F811
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(setup_module.PlatformError, match="TORCH_CUDA_ARCH_LIST.*Hopper"):
+    with pytest.raises(setup_module.PlatformError, match=r"TORCH_CUDA_ARCH_LIST.*Hopper"):
         setup_module.cuda_architectures()
 
 
@@ -41,7 +41,7 @@ def test_without_nvcc_cuda_is_left_out_unless_it_is_demanded(setup_module, monke
     monkeypatch.delenv("SAGD_CUDA", raising=False)
     assert setup_module.find_cuda() is None
     monkeypatch.setenv("SAGD_CUDA", "1")
-    with pytest.raises(setup_module.PlatformError, match="SAGD_CUDA=1.*no nvcc.*pip install nvidia-cuda-nvcc"):
+    with pytest.raises(setup_module.PlatformError, match=r"SAGD_CUDA=1.*no nvcc.*pip install nvidia-cuda-nvcc"):
         setup_module.find_cuda()
     monkeypatch.setenv("SAGD_CUDA", "yes")
     with pytest.raises(setup_module.PlatformError, match="expected 0, 1 or nothing, got yes"):

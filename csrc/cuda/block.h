@@ -23,7 +23,7 @@ struct Call {
   uint16_t rows[max_length / 2];  // the frequency k of each packed row
 };
 
-// A packed row: frequencies k and -k of the columns, which after separation are one complex row, k, of twice the length.
+// A packed row: frequencies k and -k of the columns, after separation one complex row, k, of twice the length.
 struct alignas(8) RowPair {
   uint16_t first, second;  // rows of the plane's storage: the one of k, and of -k (k = 0: of height / 2)
   uint16_t k, unused;
@@ -138,9 +138,9 @@ struct Weight {
   float factor;
   bool staged;
 
-  // of frequency (k, l), 0 <= l < width, k that of the pair's first row
-  __device__ __forceinline__ float operator()(const RowPair& pair, int height, int l) const {
-    const bool mirrored = 2 * l > width;
+  // of frequency (k, l), 0 <= l < width, k that of the pair's first row; `mirrored` if it is to be read as that of
+  // (-k, -l), which it must where l > width / 2, and may where l = width / 2
+  __device__ __forceinline__ float operator()(const RowPair& pair, int height, int l, bool mirrored) const {
     const int column = mirrored ? width - l : l;
     if (staged) return data[(mirrored ? pair.second : pair.first) * int(row_stride) + column];
     const int k = pair.k, negative = k > 0 ? height - k : 0;
@@ -148,7 +148,8 @@ struct Weight {
   }
 
   // of frequencies (0, l) and (height / 2, l), 0 <= l <= width / 2, as rows of the same factor
-  __device__ __forceinline__ void of_packed_row(const RowPair& pair, int height, int l, float& top, float& bottom) const {
+  __device__ __forceinline__ void of_packed_row(const RowPair& pair, int height, int l, float& top,
+                                                float& bottom) const {
     const bool odd = height % 2;
     if (staged) {
       top = data[pair.first * int(row_stride) + l];

@@ -78,7 +78,6 @@ struct ReadPacked {
   }
 };
 
-// What is written is read no more in this kernel: it need not stay in the caches.
 template <class S, class Shape>
 __device__ __forceinline__ S* output_plane(void* output, const Shape& shape, int64_t plane) {
   return static_cast<S*>(output) + plane * (shape.columns.length * shape.rows.length);
@@ -110,8 +109,9 @@ __device__ __forceinline__ float pixels(const Shape& shape) {
   return float(shape.columns.length * shape.rows.length);
 }
 
-// body(transform, weight, plane, slot) for every plane of the block: slot is its place in the block. The threads of a
-// slot without a plane (plane = -1) run the same barriers.
+// body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The threads
+// of a slot without a plane (plane = -1) keep the same barriers. body must not be done before all threads are done with
+// the weight; with the points only the thread that the next plane begins with.
 template <WeightMap map, bool measure, class Shape, class Body>
 __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight_factor, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -152,7 +152,8 @@ template <class S, class Shape>
 SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
-      call, 0.5f / pixels(shape), [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
+      call, 0.5f / pixels(shape),
+      [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         transform.forward_columns(ReadPacked<S, Shape>{shape, {call.job.input, valid, shape.rows.length}});
         transform.template weigh_rows<false>(weight, true);
@@ -170,7 +171,8 @@ template <bool add, class S, class Shape>
 SAGD_KERNEL(Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
-      call, sqrtf(0.5f / pixels(shape)), [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
+      call, sqrtf(0.5f / pixels(shape)),
+      [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         __syncthreads();  // the weight is staged, and the last plane's points are read
         transform.noise_rows(plane_stream(call.job, valid), weight);

@@ -52,7 +52,8 @@ __device__ __forceinline__ Stream plane_stream(const Job& job, int64_t plane) {
   const int64_t key = plane < job.planes_per_key ? 0 : plane / job.planes_per_key;  // most often without a division
   const uint64_t number = job.plane_offset + uint64_t(plane - key * job.planes_per_key);
   const uint64_t orbits = uint64_t(job.height / 2 + 1) * uint64_t(job.width / 2 + 1);
-  return {PhiloxKeys<uint32_t>(job.keys[2 * key]), job.keys[2 * key + 1] + static_cast<unsigned __int128>(number) * orbits};
+  const unsigned __int128 first = static_cast<unsigned __int128>(number) * orbits;
+  return {PhiloxKeys<uint32_t>(job.keys[2 * key]), job.keys[2 * key + 1] + first};
 }
 
 }  // namespace sagd::cuda

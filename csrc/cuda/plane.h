@@ -12,7 +12,7 @@
 //
 // Cost per pixel of a square of N = radix1 * radix2, there and back: 2 words through device memory; 12 of 4 bytes
 // through shared memory for the points and about 3 for twiddle factors; 4 log2 N operations of butterflies each way;
-// 10 barriers. Every further radix of an axis adds 4 words and 2 barriers.
+// 8 barriers. Every further radix of an axis adds 4 words and 2 barriers.
 #pragma once
 
 #include "cuda/block.h"
@@ -80,7 +80,11 @@ class PlaneTransform {
         const RowPair pair = shared_.pairs[row];
         const int l0 = shared_.row_frequency[p], step = stage.blocks;
         SAGD_UNROLL
-        for (int m = 0; m < R; ++m) v[m] = weigh<measure>(v[m], weight(pair, height(), l0 + m * step), 2, sum);
+        for (int m = 0; m < R; ++m) {
+          const int l = l0 + m * step;  // l0 < step = width / R
+          const bool mirrored = R % 2 == 0 ? m >= R / 2 : 2 * l > width();
+          v[m] = weigh<measure>(v[m], weight(pair, height(), l, mirrored), 2, sum);
+        }
         Butterfly<R, true, float, float>::run(v);
         join_butterfly<R>(stage, row, v);
       });
@@ -295,7 +299,8 @@ class PlaneTransform {
     }
   }
 
-  __device__ __forceinline__ void draw_row(const Stream& stream, const Weight<WeightMap::value>& weight, int row, int l) {
+  __device__ __forceinline__ void draw_row(const Stream& stream, const Weight<WeightMap::value>& weight, int row,
+                                           int l) {
     const RowPair pair = shared_.pairs[row];
     const bool own_negative = l == 0 || 2 * l == width(), upper = 2 * pair.k > height();
     Point first, second;
@@ -304,8 +309,13 @@ class PlaneTransform {
     // of F(k', l) and F(k', -l), those of the pair's k: F(-k', l) = conj F(k', -l)
     const Point here = upper ? Point{second.re, -second.im} : first;
     const Point mirror = upper ? Point{first.re, -first.im} : second;
-    *at(row, shared_.row_position[l]) = here * weight(pair, height(), l);
-    if (!own_negative) *at(row, shared_.row_position[width() - l]) = mirror * weight(pair, height(), width() - l);
+    // everything is read before anything is written: the compiler cannot tell tables from points
+    const int l_mirror = own_negative ? l : width() - l;
+    Point *to_here = at(row, shared_.row_position[l]), *to_mirror = at(row, shared_.row_position[l_mirror]);
+    const float w_here = weight(pair, height(), l, false);
+    const float w_mirror = weight(pair, height(), l_mirror, true);
+    if (!own_negative) *to_mirror = mirror * w_mirror;
+    *to_here = here * w_here;
   }
 
   __device__ __forceinline__ void draw_packed_row(const Stream& stream, const Weight<WeightMap::value>& weight, int l) {
@@ -320,8 +330,9 @@ class PlaneTransform {
     bottom = real ? Point{bottom.re * root2, 0} : bottom;
     top = top * w_top;
     bottom = bottom * w_bottom;
-    *at(0, shared_.row_position[l > 0 ? width() - l : 0]) = {top.re + bottom.im, bottom.re - top.im};
-    *at(0, shared_.row_position[l]) = {top.re - bottom.im, top.im + bottom.re};
+    Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
+    *mirror = {top.re + bottom.im, bottom.re - top.im};
+    *here = {top.re - bottom.im, top.im + bottom.re};
   }
 
   const Shape& shape_;

@@ -26,7 +26,7 @@ inline std::vector<int> factorize(int length, int largest = radices[0]) {
   if (length == 1) return {};
   const auto cost = [](const std::vector<int>& stages) {
     double sum = stages.empty() ? std::numeric_limits<double>::infinity() : 0;
-    for (int radix : stages) sum += 10 + (radix == 16 ? 11.25 : radix == 8 ? 6.75 : radix > 5 ? 8 : radix);
+    for (int radix : stages) sum += 10 + (radix == 16 ? 10 : radix == 8 ? 6.75 : radix > 5 ? 8 : radix);
     return sum;
   };
   std::vector<int> best;

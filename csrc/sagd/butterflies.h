@@ -1,8 +1,8 @@
 // Discrete Fourier transforms of a few points held in registers, in natural order, on any lane type.
 //
 // Forward: X_k = sum_n x_n exp(-2 pi i k n / R); inverse: the conjugate, not normalised.
-// Cost in additions, multiplications or fused pairs per point: 2: 2, 4: 4, 8: 6.75, 16: 11.25, odd primes R: R + 1, and for
-// coprime factors the sum of theirs.
+// Cost in additions, multiplications or fused pairs per point: 2: 2, 4: 4, 8: 6.75, 16: 10, odd primes R: R + 1, and
+// for coprime factors the sum of theirs.
 #pragma once
 
 #include "complex.h"

@@ -41,7 +41,8 @@ void barrier();
 // Runs a kernel: body once on every thread of every block.
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
 // Notes a launch, for emulators of the same kernel's PTX: see shim_last_launch in shim.cpp.
-void note(const void* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument, size_t size);
+void note(const void* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument,
+          size_t size);
 
 }  // namespace shim
 
@@ -79,7 +80,7 @@ constexpr int shared_bytes_per_block = 227 << 10, multiprocessors = 2, threads_p
 }  // namespace shim
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline const char* cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : "invalid argument"; }
+inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 
@@ -105,7 +106,8 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
                              cudaStream_t) {
   if (shared_bytes > size_t(shim::shared_bytes_per_block) || block.x > 1024) return cudaErrorInvalidValue;
   [&]<size_t... i>(std::index_sequence<i...>) {
-    shim::note(reinterpret_cast<const void*>(kernel), grid.x, block.x, shared_bytes, arguments[0], std::max({sizeof(P)...}));
+    shim::note(reinterpret_cast<const void*>(kernel), grid.x, block.x, shared_bytes, arguments[0],
+               std::max({sizeof(P)...}));
     shim::run(grid.x, block.x, shared_bytes, [&] { kernel(*static_cast<std::remove_const_t<P>*>(arguments[i])...); });
   }(std::index_sequence_for<P...>{});
   return cudaSuccess;

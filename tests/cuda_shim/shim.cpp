@@ -139,7 +139,8 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
   for (place.block = 0; place.block < blocks; ++place.block) run_block(shared_bytes);
 }
 
-void note(const void* kernel_, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument, size_t size) {
+void note(const void* kernel_, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument,
+          size_t size) {
   Dl_info symbol{};
   dladdr(kernel_, &symbol);
   const auto* bytes = static_cast<const char*>(argument);
