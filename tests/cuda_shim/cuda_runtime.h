@@ -75,7 +75,7 @@ enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 namespace shim {
 
 // The device that the functions describe: an H100's shared memory, so few multiprocessors that blocks take many planes.
-constexpr int shared_bytes_per_block = 227 << 10, multiprocessors = 2, threads_per_multiprocessor = 512;
+constexpr int shared_bytes_per_block = 227 << 10, multiprocessors = 2, warps_per_multiprocessor = 16;
 
 }  // namespace shim
 
@@ -96,8 +96,8 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 
 template <class Kernel>
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int threads, size_t shared_bytes) {
-  const int by_memory = shim::shared_bytes_per_block / int(shared_bytes + 1024);
-  *blocks = std::min(by_memory, shim::threads_per_multiprocessor / threads);
+  const int by_memory = shim::shared_bytes_per_block / int(shared_bytes + 1024), warps = (threads + 31) / 32;
+  *blocks = std::min(by_memory, shim::warps_per_multiprocessor / warps);
   return cudaSuccess;
 }
 

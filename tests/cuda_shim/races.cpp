@@ -9,7 +9,7 @@ using namespace sagd::cuda;
 
 namespace {
 
-constexpr int planes = 21;
+constexpr int planes = 300;  // more than all blocks hold at a time
 
 template <class Shape>
 void run(const Shape& shape, bool one_weight) {
