@@ -109,9 +109,9 @@ __device__ __forceinline__ float pixels(const Shape& shape) {
   return float(shape.columns.length * shape.rows.length);
 }
 
-// body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The threads
-// of a slot without a plane (plane = -1) keep the same barriers. body must not be done before all threads are done with
-// the weight; with the points only the thread that the next plane begins with.
+// body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The
+// threads of a slot without a plane (plane = -1) keep the same barriers. The next plane begins without a barrier: body
+// must have one after its last use of the weight, and a thread may last read only points that it is first to write.
 template <WeightMap map, bool measure, class Shape, class Body>
 __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight_factor, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
