@@ -8,6 +8,10 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 ARGS   ?=
 
+# The CUDA kernels take minutes for every GPU there is, and the tests compile what they run themselves: SAGD_CUDA=1
+# builds them into the library, too (and SAGD_CUDA= wherever there is an nvcc, as pip does).
+export SAGD_CUDA ?= 0
+
 VENV := .venv
 BIN  := $(VENV)/bin
 PIP  := $(BIN)/python -m pip --disable-pip-version-check --quiet

@@ -24,7 +24,8 @@ def build_info() -> dict[str, Any]:
     """What the native library was built from. ImportError if it was never built.
 
     Keys: ``version`` of the project; ``instruction_sets`` of the CPU kernels, from the least demanding to the most;
-    ``cuda``, whether CUDA kernels are in it; ``compiler``, its version line; ``flags``, what CXXFLAGS added;
-    ``torch_headers``, the torch it was compiled against; ``torch_minimum``, the oldest torch that it loads in.
+    ``cuda``, whether CUDA kernels are in it; ``cuda_architectures``, their compute capabilities (90: 9.0; 120+PTX: also
+    for later GPUs); ``compiler``, its version line; ``flags``, what CXXFLAGS added; ``torch_headers``, the torch it was
+    compiled against; ``torch_minimum``, the oldest torch that it loads in.
     """
     return json.loads(_product("_build.json").read_text())

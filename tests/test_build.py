@@ -12,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 import sagd_kernels
 from sagd_kernels import _build
@@ -41,7 +42,7 @@ def test_build_info_says_what_was_built():
     x86_64 = platform.machine() in ("x86_64", "AMD64")
     assert info["instruction_sets"] == (["portable", "avx2", "avx512"] if x86_64 else ["portable"])
     assert info["version"] == importlib.metadata.version("sagd-kernels")
-    assert info["cuda"] is False
+    assert info["cuda"] is hasattr(torch.ops.sagd, "_cuda_plan") is bool(info["cuda_architectures"])
     assert re.search(r"\d+\.\d+", info["compiler"])
     assert tuple(map(int, info["torch_headers"].split(".")[:2])) >= (2, 10)
 
@@ -92,7 +93,7 @@ def test_only_the_bindings_include_torch():
         if path.suffix in {".cpp", ".h", ".cu", ".cuh"}
         and re.search(r"#include\s*[<\"](torch|ATen|c10)/", path.read_text())
     }
-    assert including == {"csrc/bindings.cpp"}
+    assert including == {"csrc/arguments.h", "csrc/stream.cpp"}
 
 
 @pytest.mark.parametrize(
@@ -136,7 +137,10 @@ def test_a_torch_too_old_to_build_against_is_refused(setup_module, monkeypatch, 
 def test_the_wheel_serves_every_python_3_and_holds_the_package_alone(tmp_path):
     build = ["build", "--build-lib", tmp_path / "lib"]
     wheel = ["bdist_wheel", "--bdist-dir", tmp_path / "wheel", "--dist-dir", tmp_path]
-    environment = os.environ | {"CXXFLAGS": _build.build_info()["flags"]}  # as it was built: nothing is compiled here
+    info = _build.build_info()  # as it was built: nothing is compiled here
+    architectures = ";".join(re.sub(r"(\d)(?=[af]?(\+|$))", r".\1", name) for name in info["cuda_architectures"])
+    cuda = {"SAGD_CUDA": str(int(info["cuda"])), "TORCH_CUDA_ARCH_LIST": architectures}
+    environment = os.environ | {"CXXFLAGS": info["flags"]} | cuda
     subprocess.run([sys.executable, "setup.py", "--quiet", *build, *wheel], check=True, cwd=ROOT, env=environment)
     (wheel,) = tmp_path.glob("*.whl")
     assert re.fullmatch(r"sagd_kernels-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)

@@ -1,8 +1,8 @@
 // Discrete Fourier transforms of a few points held in registers, in natural order, on any lane type.
 //
 // Forward: X_k = sum_n x_n exp(-2 pi i k n / R); inverse: the conjugate, not normalised.
-// Cost in additions, multiplications or fused pairs per point: 2: 2, 4: 4, 8: 6.75, odd primes R: R + 1, and for
-// coprime factors the sum of theirs.
+// Cost in additions, multiplications or fused pairs per point: 2: 2, 4: 4, 8: 6.75, 16: 10, odd primes R: R + 1, and
+// for coprime factors the sum of theirs.
 #pragma once
 
 #include "complex.h"
@@ -39,9 +39,6 @@ struct Circle {
   }
 };
 
-template <int n>
-inline constexpr Circle<n> circle{};
-
 }  // namespace detail
 
 // Odd primes, dense: the points n and R - n enter by their sum and difference, so every product is real.
@@ -50,19 +47,20 @@ struct Butterfly {
   static_assert(R == 3 || R == 5 || R == 7);
   static SAGD_INLINE void run(Complex<V>* x) {
     constexpr int half = R / 2;
+    constexpr detail::Circle<R> circle;  // a local one: device code cannot reach a variable of the host
     Complex<V> sum[half], difference[half], total = x[0];
-#pragma GCC unroll 8
+    SAGD_UNROLL
     for (int n = 0; n < half; ++n) {
       sum[n] = x[n + 1] + x[R - 1 - n];
       difference[n] = quarter_turn<inverse>(x[n + 1] - x[R - 1 - n]);
       total = total + sum[n];
     }
-#pragma GCC unroll 8
+    SAGD_UNROLL
     for (int k = 1; k <= half; ++k) {
-      Complex<V> even = x[0], odd = difference[0] * T(detail::circle<R>.at[k].sin);
-#pragma GCC unroll 8
+      Complex<V> even = x[0], odd = difference[0] * T(circle.at[k].sin);
+      SAGD_UNROLL
       for (int n = 0; n < half; ++n) {
-        const detail::Angle w = detail::circle<R>.at[k * (n + 1) % R];
+        const detail::Angle w = circle.at[k * (n + 1) % R];
         even = even + sum[n] * T(w.cos);
         if (n > 0) odd = odd + difference[n] * T(w.sin);
       }
@@ -71,6 +69,11 @@ struct Butterfly {
     }
     x[0] = total;
   }
+};
+
+template <bool inverse, class T, class V>
+struct Butterfly<1, inverse, T, V> {
+  static SAGD_INLINE void run(Complex<V>*) {}
 };
 
 template <bool inverse, class T, class V>
@@ -105,10 +108,39 @@ struct Butterfly<8, inverse, T, V> {
     odd[1] = (odd[1] + q1) * h;
     odd[2] = quarter_turn<inverse>(odd[2]);
     odd[3] = (q3 - odd[3]) * h;
-#pragma GCC unroll 4
+    SAGD_UNROLL
     for (int k = 0; k < 4; ++k) {
       x[k] = even[k] + odd[k];
       x[k + 4] = even[k] - odd[k];
+    }
+  }
+};
+
+// Four by four: with n = 4 a + b and k = c + 4 d, the points of one b meet factors of exp(-2 pi i b c / 16).
+template <bool inverse, class T, class V>
+struct Butterfly<16, inverse, T, V> {
+  static SAGD_INLINE void run(Complex<V>* x) {
+    constexpr detail::Circle<16> circle;
+    Complex<V> y[4][4];
+    SAGD_UNROLL
+    for (int b = 0; b < 4; ++b) {
+      SAGD_UNROLL
+      for (int a = 0; a < 4; ++a) y[b][a] = x[4 * a + b];
+      Butterfly<4, inverse, T, V>::run(y[b]);
+    }
+    SAGD_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      Complex<V> row[4];
+      SAGD_UNROLL
+      for (int b = 0; b < 4; ++b) {
+        const detail::Angle w = circle.at[b * c];
+        row[b] = b * c == 0 ? y[b][c]
+               : b * c == 4 ? quarter_turn<inverse>(y[b][c])
+                            : rotate<inverse>(y[b][c], T(w.cos), T(-w.sin));
+      }
+      Butterfly<4, inverse, T, V>::run(row);
+      SAGD_UNROLL
+      for (int d = 0; d < 4; ++d) x[c + 4 * d] = row[d];
     }
   }
 };
@@ -120,19 +152,19 @@ struct GoodButterfly {
   static SAGD_INLINE void run(Complex<V>* x) {
     constexpr int R = A * B;
     Complex<V> y[B][A];
-#pragma GCC unroll 8
+    SAGD_UNROLL
     for (int b = 0; b < B; ++b) {
-#pragma GCC unroll 8
+      SAGD_UNROLL
       for (int a = 0; a < A; ++a) y[b][a] = x[(B * a + A * b) % R];
       Butterfly<A, inverse, T, V>::run(y[b]);
     }
-#pragma GCC unroll 8
+    SAGD_UNROLL
     for (int c = 0; c < A; ++c) {
       Complex<V> row[B];
-#pragma GCC unroll 8
+      SAGD_UNROLL
       for (int b = 0; b < B; ++b) row[b] = y[b][c];
       Butterfly<B, inverse, T, V>::run(row);
-#pragma GCC unroll 8
+      SAGD_UNROLL
       for (int d = 0; d < B; ++d) x[(from_c * c + from_d * d) % R] = row[d];
     }
   }

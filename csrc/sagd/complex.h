@@ -3,8 +3,10 @@
 
 #if defined(__CUDACC__)
 #define SAGD_INLINE __host__ __device__ __forceinline__
+#define SAGD_UNROLL _Pragma("unroll")
 #else
 #define SAGD_INLINE inline __attribute__((always_inline))
+#define SAGD_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace sagd {

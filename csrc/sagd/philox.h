@@ -25,7 +25,7 @@ struct PhiloxKeys {
 // lower half is ever used.
 template <class U, class K, class MulWide>
 SAGD_INLINE void philox(U c[4], const PhiloxKeys<K>& keys, MulWide mul_wide) {
-#pragma GCC unroll 10
+  SAGD_UNROLL
   for (int round = 0; round < 10; ++round) {
     U high0, low0, high1, low1;
     mul_wide(c[0], 0xD2511F53u, high0, low0);

@@ -1,0 +1,11 @@
+#include "cuda/launch.h"
+
+namespace sagd::cuda {
+
+void add_noise(const Job& job, void* stream) {
+  with_kernel(job, [&]<class S, class Shape>(const Shape& shape) {
+    launch(&kernel::shaped_noise<true, S, Shape>, job, shape, false, stream);
+  });
+}
+
+}  // namespace sagd::cuda

@@ -1,0 +1,171 @@
+// How one axis of a plane is factored into stages, known when the kernel is compiled (FixedAxis) or when it is launched
+// (Axis). Both say the same with the same names, so that the transform of plane.h is written once.
+//
+// Stages go forward by decimation in frequency, natural order in, digit order out, and backward by decimation in time;
+// nothing is ever reordered. Stage s has `blocks` blocks of `span` butterflies whose radix[s] points lie `span` apart.
+#pragma once
+
+#include <cstdint>
+
+#include "sagd/complex.h"
+
+namespace sagd::cuda {
+
+constexpr int max_stages = 6;  // 3^6 = 729
+constexpr int max_length = 1024;
+constexpr int max_points = 1 << 15;  // of a plane in shared memory, and what Count can divide
+
+// A number that the kernel divides by: n / count for 0 <= n <= max_points, without a division.
+struct Count {
+  int value = 1;
+  uint32_t reciprocal = 0;
+
+  Count() = default;
+  SAGD_INLINE explicit Count(int n) : value(n), reciprocal(uint32_t((uint64_t(1) << 31) / n + 1)) {}
+  SAGD_INLINE operator int() const { return value; }
+};
+
+SAGD_INLINE int quotient(int n, Count count) { return int(uint64_t(2 * uint32_t(n)) * count.reciprocal >> 32); }
+SAGD_INLINE int quotient(int n, int count) { return n / count; }
+
+template <class Number>
+struct Stage {
+  Number span;
+  int blocks;
+};
+
+// The radices that a kernel has butterflies for, best first where the rest is equal.
+constexpr int radices[] = {16, 12, 10, 8, 7, 6, 5, 4, 3, 2};
+
+class Axis {
+ public:
+  int length = 1, stages = 0;
+
+  Axis() = default;
+  Axis(const int* factors, int n) : stages(n) {
+    for (int s = 0; s < n; ++s) length *= radix_[s] = factors[s];
+    int blocks = 1;
+    for (int s = 0; s < n; ++s) {
+      blocks *= radix_[s];
+      span_[s] = Count(length / blocks);
+    }
+  }
+
+  SAGD_INLINE int radix(int s) const { return radix_[s]; }
+
+  // f.operator()<radix>(s, stage) for every stage in turn, or for all but the last
+  template <bool but_last = false, class F>
+  SAGD_INLINE void forward(F&& f) const {
+    for (int s = 0; s < stages - but_last; ++s) visit(s, f);
+  }
+  template <class F>
+  SAGD_INLINE void backward(F&& f) const {
+    for (int s = stages - 1; s >= 0; --s) visit(s, f);
+  }
+  template <class F>
+  SAGD_INLINE void last(F&& f) const {
+    visit(stages - 1, f);
+  }
+
+ private:
+  template <class F>
+  SAGD_INLINE void visit(int s, F&& f) const {
+    const Stage<Count> stage{span_[s], length / (radix_[s] * span_[s].value)};
+    switch (radix_[s]) {
+      case 16: return f.template operator()<16>(s, stage);
+      case 12: return f.template operator()<12>(s, stage);
+      case 10: return f.template operator()<10>(s, stage);
+      case 8: return f.template operator()<8>(s, stage);
+      case 7: return f.template operator()<7>(s, stage);
+      case 6: return f.template operator()<6>(s, stage);
+      case 5: return f.template operator()<5>(s, stage);
+      case 4: return f.template operator()<4>(s, stage);
+      case 3: return f.template operator()<3>(s, stage);
+      case 2: return f.template operator()<2>(s, stage);
+      default: return f.template operator()<1>(s, stage);  // the one stage of length 1
+    }
+  }
+
+  int radix_[max_stages];
+  Count span_[max_stages];
+};
+
+template <int... radix_>
+struct FixedAxis {
+  static constexpr int length = (1 * ... * radix_), stages = sizeof...(radix_);
+
+  static SAGD_INLINE constexpr int radix(int s) {
+    constexpr int all[] = {radix_...};
+    return all[s];
+  }
+
+  template <bool but_last = false, class F>
+  SAGD_INLINE void forward(F&& f) const {
+    visit_up<0, stages - but_last>(f);
+  }
+  template <class F>
+  SAGD_INLINE void backward(F&& f) const {
+    visit_down<stages - 1>(f);
+  }
+  template <class F>
+  SAGD_INLINE void last(F&& f) const {
+    visit<stages - 1>(f);
+  }
+
+ private:
+  static constexpr int blocks(int s) { return s == 0 ? 1 : blocks(s - 1) * radix(s - 1); }
+
+  template <int s, class F>
+  static SAGD_INLINE void visit(F&& f) {
+    f.template operator()<radix(s)>(s, Stage<int>{length / (blocks(s) * radix(s)), blocks(s)});
+  }
+  template <int s, int end, class F>
+  static SAGD_INLINE void visit_up(F&& f) {
+    if constexpr (s < end) {
+      visit<s>(f);
+      visit_up<s + 1, end>(f);
+    }
+  }
+  template <int s, class F>
+  static SAGD_INLINE void visit_down(F&& f) {
+    if constexpr (s >= 0) {
+      visit<s>(f);
+      visit_down<s - 1>(f);
+    }
+  }
+};
+
+// Where the forward stages leave frequency k.
+template <class A>
+SAGD_INLINE int position(const A& axis, int k) {
+  int at = 0, span = axis.length;
+  for (int s = 0; s < axis.stages; ++s) {
+    span /= axis.radix(s);
+    at += k % axis.radix(s) * span;
+    k /= axis.radix(s);
+  }
+  return at;
+}
+
+// The shape of a plane: `columns` is the axis along a column (height points), `rows` the one along a row. Here any.
+struct AnyShape {
+  using Number = Count;
+  static constexpr int max_threads = 512, min_blocks = 1;  // of a block, on a multiprocessor
+  Axis columns, rows;
+  Count packed_columns, packed_rows, orbits;
+  int threads;  // for each plane; depends on the shape alone
+};
+
+// One that the kernel is compiled for, with this many threads a plane.
+template <int threads_, int min_blocks_, class Columns, class Rows>
+struct FixedShape {
+  using Number = int;
+  static constexpr int max_threads = 256, min_blocks = min_blocks_;
+  Columns columns;
+  Rows rows;
+  static constexpr int threads = threads_;
+  static constexpr int packed_columns = (Rows::length + 1) / 2, packed_rows = (Columns::length + 1) / 2;
+  static constexpr int orbits = Rows::length / 2 + 1;
+};
+
+}  // namespace sagd::cuda

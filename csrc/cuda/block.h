@@ -1,0 +1,183 @@
+// What a block of threads holds in shared memory, and how a plane's weight is read.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/axis.h"
+#include "cuda/normals.h"
+#include "sagd/job.h"
+
+// Behind a lambda's parameters: a call that is not inlined costs a stack for what the lambda holds.
+#define SAGD_INLINE_LAMBDA __attribute__((always_inline))
+
+namespace sagd::cuda {
+
+// One launch: the job, how its planes are cut, and how they are given to blocks. Every thread group of shape.threads
+// has a plane at a time; a block has planes_per_block of them and takes every gridDim.x-th such bundle.
+template <class Shape>
+struct Call {
+  Job job;
+  Shape shape;
+  int planes_per_block;
+  int tables;  // weight tables in shared memory: 1, planes_per_block (a weight for each), or 0 (read where it lies)
+  uint16_t rows[max_length / 2];  // the frequency k of each packed row
+};
+
+// A packed row: frequencies k and -k of the columns, after separation one complex row, k, of twice the length.
+struct alignas(8) RowPair {
+  uint16_t first, second;  // rows of the plane's storage: the one of k, and of -k (k = 0: of height / 2)
+  uint16_t k, unused;
+};
+
+// The storage of a plane: rows of packed_columns points. An odd pitch keeps both walks over it, along a row and down
+// a column, free of bank conflicts; planes lie so that the next one goes on where the columns of one end.
+template <class Shape>
+SAGD_INLINE int pitch(const Shape& shape) {
+  return shape.packed_columns | 1;
+}
+template <class Shape>
+SAGD_INLINE int plane_points(const Shape& shape) {
+  const int points = (shape.columns.length + shape.columns.length % 2) * pitch(shape);  // an odd height: one row more
+  return points + ((shape.packed_columns - points) & 15);
+}
+
+// The weight table: rows in the order in which the column transforms leave them, again with an odd pitch.
+template <class Shape>
+SAGD_INLINE int table_pitch(const Shape& shape) {
+  return shape.orbits | 1;
+}
+template <class Shape>
+SAGD_INLINE int table_size(const Shape& shape) {
+  return shape.columns.length * table_pitch(shape);
+}
+
+// Shared memory, from the coarsest alignment to the finest.
+template <class Shape>
+struct Shared {
+  Point *column_roots, *row_roots;  // exp(-2 pi i k / length)
+  RowPair* pairs;
+  Point* sums;  // a thread's part of its plane's loss, and its number of bins
+  Point* planes;
+  float* tables;
+  uint16_t *column_position, *row_position, *row_frequency;
+  size_t bytes;
+
+  SAGD_INLINE Shared(unsigned char* memory, const Shape& shape, int planes_per_block, int tables_, bool measure) {
+    unsigned char* at = memory;
+    column_roots = take<Point>(at, shape.columns.length);
+    row_roots = take<Point>(at, shape.rows.length);
+    pairs = take<RowPair>(at, shape.packed_rows);
+    sums = take<Point>(at, measure ? planes_per_block * shape.threads : 0);
+    planes = take<Point>(at, planes_per_block * plane_points(shape));
+    tables = take<float>(at, tables_ * table_size(shape));
+    column_position = take<uint16_t>(at, shape.columns.length);
+    row_position = take<uint16_t>(at, shape.rows.length);
+    row_frequency = take<uint16_t>(at, shape.rows.length);
+    bytes = size_t(at - memory);
+  }
+
+ private:
+  template <class T>
+  static SAGD_INLINE T* take(unsigned char*& at, int n) {
+    T* taken = reinterpret_cast<T*>(at);
+    at += n * sizeof(T);
+    return taken;
+  }
+};
+
+// exp(-2 pi i k / n): the argument is reduced to [-pi/4, pi/4] in integers.
+__device__ __forceinline__ Point root(int k, int n) {
+  const int quadrant = (8 * k + n) / (2 * n);
+  float s, c;
+  sincospif(float(4 * k - quadrant * n) / float(2 * n), &s, &c);
+  switch (quadrant % 4) {
+    case 0: return {c, -s};
+    case 1: return {-s, -c};
+    case 2: return {-c, s};
+    default: return {s, c};
+  }
+}
+
+template <class Shape>
+__device__ void fill_tables(const Shared<Shape>& shared, const Call<Shape>& call) {
+  const Shape& shape = call.shape;
+  const int height = shape.columns.length, width = shape.rows.length;
+  for (int k = threadIdx.x; k < height; k += blockDim.x) {
+    shared.column_roots[k] = root(k, height);
+    shared.column_position[k] = uint16_t(position(shape.columns, k));
+  }
+  for (int l = threadIdx.x; l < width; l += blockDim.x) {
+    const int at = position(shape.rows, l);
+    shared.row_roots[l] = root(l, width);
+    shared.row_position[l] = uint16_t(at);
+    shared.row_frequency[at] = uint16_t(l);
+  }
+  for (int i = threadIdx.x; i < shape.packed_rows; i += blockDim.x) {
+    const int k = call.rows[i];
+    const int partner = k > 0 ? height - k : height / 2;
+    const int second = k == 0 && height % 2 ? height : position(shape.columns, partner);
+    shared.pairs[i] = {uint16_t(position(shape.columns, k)), uint16_t(second), uint16_t(k), 0};
+  }
+}
+
+// What is made of a weight w: w itself, or 1 / w^2 where w > 0 and -1 elsewhere.
+enum class WeightMap { value, inverse_square };
+
+template <WeightMap map>
+__device__ __forceinline__ float mapped(float w, float factor) {
+  if constexpr (map == WeightMap::value) return w * factor;
+  else return w > 0 ? factor / (w * w) : -1.0f;
+}
+
+// The weight of one plane, mapped and even.
+template <WeightMap map>
+struct Weight {
+  const float* data;
+  int64_t row_stride, column_stride;
+  int width;
+  float factor;
+  bool staged;
+
+  // of frequency (k, l), 0 <= l < width, k that of the pair's first row; `mirrored` if it is to be read as that of
+  // (-k, -l), which it must where l > width / 2, and may where l = width / 2
+  __device__ __forceinline__ float operator()(const RowPair& pair, int height, int l, bool mirrored) const {
+    const int column = mirrored ? width - l : l;
+    if (staged) return data[(mirrored ? pair.second : pair.first) * int(row_stride) + column];
+    const int k = pair.k, negative = k > 0 ? height - k : 0;
+    return from_memory(mirrored ? negative : k, mirrored ? k : negative, column);
+  }
+
+  // of frequencies (0, l) and (height / 2, l), 0 <= l <= width / 2, as rows of the same factor
+  __device__ __forceinline__ void of_packed_row(const RowPair& pair, int height, int l, float& top,
+                                                float& bottom) const {
+    const bool odd = height % 2;
+    if (staged) {
+      top = data[pair.first * int(row_stride) + l];
+      bottom = odd ? 0 : data[pair.second * int(row_stride) + l];
+    } else {
+      top = from_memory(0, 0, l);
+      bottom = odd ? 0 : from_memory(height / 2, height / 2, l);
+    }
+  }
+
+  // of frequency (k, l); `negative` is the row of -k
+  __device__ __forceinline__ float from_memory(int k, int negative, int l) const {
+    float w = data[k * row_stride + l * column_stride];
+    if (l == 0 || 2 * l == width) w = 0.5f * (w + data[negative * row_stride + l * column_stride]);
+    return mapped<map>(w, factor);
+  }
+};
+
+// Brings the weight `from` into a table, with the threads first, first + step, ...
+template <WeightMap map, class Shape>
+__device__ __forceinline__ Weight<map> stage_weight(const Weight<map>& from, float* table, const Shared<Shape>& shared,
+                                                    const Shape& shape, int first, int step) {
+  const int height = shape.columns.length, n = height * shape.orbits;
+  for (int i = first; i < n; i += step) {
+    const int k = quotient(i, shape.orbits), l = i - k * shape.orbits;
+    table[shared.column_position[k] * table_pitch(shape) + l] = from.from_memory(k, k > 0 ? height - k : 0, l);
+  }
+  return {table, table_pitch(shape), 1, from.width, from.factor, true};
+}
+
+}  // namespace sagd::cuda

@@ -1,0 +1,249 @@
+// The operators on the planes of a job. Each reads and writes device memory once.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <type_traits>
+
+#include "cuda/plane.h"
+
+namespace sagd::cuda {
+
+// ---- device memory -------------------------------------------------------------------------------------------------
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class S>
+__device__ __forceinline__ S narrow(float x) {
+  if constexpr (sizeof(S) == sizeof(float)) return x;
+  else if constexpr (std::is_same_v<S, __half>) return __float2half_rn(x);
+  else return __float2bfloat16_rn(x);
+}
+
+__device__ __forceinline__ float factor(const Factors& factors, int64_t plane) {
+  if (!factors.data) return 1;
+  const int64_t at = factors.batch.offset(plane);
+  switch (factors.dtype) {
+    case Dtype::float32: return static_cast<const float*>(factors.data)[at];
+    case Dtype::float64: return float(static_cast<const double*>(factors.data)[at]);
+    case Dtype::bfloat16: return widen(static_cast<const __nv_bfloat16*>(factors.data)[at]);
+    default: return widen(static_cast<const __half*>(factors.data)[at]);
+  }
+}
+
+// A plane of a tensor with any strides. Where it is dense, offsets are made of the shape's constants.
+template <class S>
+class Reader {
+ public:
+  __device__ __forceinline__ Reader(const Planes& tensor, int64_t plane, int width)
+      : from_(static_cast<const S*>(tensor.data) + tensor.batch.offset(plane)),
+        row_stride_(tensor.row_stride),
+        column_stride_(tensor.column_stride),
+        dense_(tensor.column_stride == 1 && tensor.row_stride == width) {}
+
+  // f(m, x) for the values x of rows h + m step, 0 <= m < R, in one column
+  template <int R, class F>
+  __device__ __forceinline__ void operator()(int width, int h, int step, int column, F&& f) const {
+    if (dense_) {
+      const S* from = from_ + h * width + column;
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) f(m, widen(__ldg(from + m * step * width)));
+    } else {
+      const S* from = from_ + h * row_stride_ + column * column_stride_;
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) f(m, widen(__ldg(from + m * step * row_stride_)));
+    }
+  }
+
+ private:
+  const S* from_;
+  int64_t row_stride_, column_stride_;
+  bool dense_;
+};
+
+// Packed columns j and j + W2 of a plane, as PlaneTransform::forward_columns asks for them.
+template <class S, class Shape>
+struct ReadPacked {
+  const Shape& shape;
+  Reader<S> plane;
+
+  template <int R>
+  __device__ __forceinline__ void operator()(int h, int j, int step, Point* v) const {
+    const int width = shape.rows.length, partner = j + shape.packed_columns;
+    plane.template operator()<R>(width, h, step, j, [&](int m, float x) { v[m] = {x, 0}; });
+    if (partner < width) plane.template operator()<R>(width, h, step, partner, [&](int m, float x) { v[m].im = x; });
+  }
+};
+
+template <class S, class Shape>
+__device__ __forceinline__ S* output_plane(void* output, const Shape& shape, int64_t plane) {
+  return static_cast<S*>(output) + plane * (shape.columns.length * shape.rows.length);
+}
+
+// Calls write(h, column, x) for every value that PlaneTransform::inverse_columns hands over.
+template <class Shape, class F>
+struct WritePacked {
+  const Shape& shape;
+  F write;
+
+  template <int R>
+  __device__ __forceinline__ void operator()(int h, int j, int step, const Point* v) const {
+    const int partner = j + shape.packed_columns;
+    SAGD_UNROLL
+    for (int m = 0; m < R; ++m) write(h + m * step, j, v[m].re);
+    if (partner >= shape.rows.length) return;
+    SAGD_UNROLL
+    for (int m = 0; m < R; ++m) write(h + m * step, partner, v[m].im);
+  }
+};
+template <class Shape, class F>
+WritePacked(const Shape&, F) -> WritePacked<Shape, F>;
+
+// ---- the frame of every kernel -------------------------------------------------------------------------------------
+
+template <class Shape>
+__device__ __forceinline__ float pixels(const Shape& shape) {
+  return float(shape.columns.length * shape.rows.length);
+}
+
+// body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The
+// threads of a slot without a plane (plane = -1) keep the same barriers. The next plane begins without a barrier: body
+// must have one after its last use of the weight, and a thread may last read only points that it is first to write.
+template <WeightMap map, bool measure, class Shape, class Body>
+__device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight_factor, Body&& body) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  const Shape& shape = call.shape;
+  const Job& job = call.job;
+  const Shared<Shape> shared(shared_memory, shape, call.planes_per_block, call.tables, measure);
+  fill_tables(shared, call);
+  __syncthreads();
+
+  const int slot = int(threadIdx.x) / shape.threads, thread = int(threadIdx.x) - slot * shape.threads;
+  const bool one_table = call.tables == 1;
+  int64_t staged = -1;  // where the weight in the table came from
+  for (int64_t bundle = blockIdx.x; bundle * call.planes_per_block < job.planes; bundle += gridDim.x) {
+    const int64_t first = bundle * call.planes_per_block, plane = first + slot;
+    const bool idle = plane >= job.planes;
+    const int64_t of_weight = job.weight.batch.offset(one_table || idle ? first : plane);
+    Weight<map> weight{static_cast<const float*>(job.weight.data) + of_weight, job.weight.row_stride,
+                       job.weight.column_stride, shape.rows.length, weight_factor, false};
+    if (call.tables > 0) {
+      float* table = shared.tables + (one_table ? 0 : slot * table_size(shape));
+      const int step = one_table ? int(blockDim.x) : shape.threads;
+      const int start = of_weight == staged ? table_size(shape) : one_table ? int(threadIdx.x) : thread;
+      weight = stage_weight(weight, table, shared, shape, start, step);
+      staged = of_weight;
+    }
+    PlaneTransform<Shape> transform(shape, shared, shared.planes + slot * plane_points(shape), thread, idle);
+    body(transform, weight, idle ? -1 : plane, slot, shared);
+  }
+}
+
+namespace kernel {
+
+#define SAGD_KERNEL(min_blocks) __global__ void __launch_bounds__(Shape::max_threads, min_blocks)
+
+// Forward, times the weight, inverse. The transforms multiply by height width, the separation of the columns by 2
+// besides; the weight undoes both.
+template <class S, class Shape>
+SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shape> call) {
+  const Shape& shape = call.shape;
+  for_planes<WeightMap::value, false>(
+      call, 0.5f / pixels(shape),
+      [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
+        const int64_t valid = plane < 0 ? 0 : plane;
+        transform.forward_columns(ReadPacked<S, Shape>{shape, {call.job.input, valid, shape.rows.length}});
+        transform.template weigh_rows<false>(weight, true);
+        const float scale = factor(call.job.scale, valid);
+        S* to = output_plane<S>(call.job.output, shape, valid);
+        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, float x) {
+          to[h * shape.rows.length + column] = narrow<S>(x * scale);
+        }));
+      });
+}
+
+// The inverse alone, of a spectrum that is drawn where it is used. With `add`, noisy = signal_scale input + scale noise
+// and the noise; else scale noise.
+template <bool add, class S, class Shape>
+SAGD_KERNEL(Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
+  const Shape& shape = call.shape;
+  for_planes<WeightMap::value, false>(
+      call, sqrtf(0.5f / pixels(shape)),
+      [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
+        const int64_t valid = plane < 0 ? 0 : plane;
+        __syncthreads();  // the weight is staged, and the last plane's points are read
+        transform.noise_rows(plane_stream(call.job, valid), weight);
+        const float scale = factor(call.job.scale, valid);
+        S* to = output_plane<S>(call.job.output, shape, valid);
+        if constexpr (add) {
+          const Job& job = call.job;
+          const float signal_scale = factor(job.signal_scale, valid);
+          const S* from = static_cast<const S*>(job.input.data) + job.input.batch.offset(valid);
+          S* noise = output_plane<S>(job.noise, shape, valid);
+          transform.inverse_columns(WritePacked(shape, [=, &shape, &job](int h, int column, float x) {
+            const float signal = widen(__ldg(from + h * job.input.row_stride + column * job.input.column_stride));
+            noise[h * shape.rows.length + column] = narrow<S>(x);
+            to[h * shape.rows.length + column] = narrow<S>(signal * signal_scale + x * scale);
+          }));
+        } else {
+          transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, float x) {
+            to[h * shape.rows.length + column] = narrow<S>(x * scale);
+          }));
+        }
+      });
+}
+
+// The sum over the threads of a plane, in an order that depends on their number alone; every thread gets it.
+__device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int threads, Point part) {
+  constexpr int leaders = 16;
+  parts[thread] = part;
+  __syncthreads();
+  if (thread < leaders) {
+    for (int i = thread + leaders; i < threads; i += leaders) part = part + parts[i];
+    parts[thread] = part;
+  }
+  __syncthreads();
+  Complex<double> total{0, 0};
+  for (int i = 0; i < leaders && i < threads; ++i) total = total + Complex<double>{parts[i].re, parts[i].im};
+  return total;
+}
+
+// plane_loss = mean over the bins with w > 0 of |F(input - target)|^2 / w^2, F unitary; output, unless null, the
+// residual times 1 / w^2 times height width over the number of those bins: 2 output / numel is the gradient.
+// Two inputs and a sum need more registers than the others have.
+template <class S, class Shape>
+SAGD_KERNEL(Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1) whitened_mse(const __grid_constant__ Call<Shape> call) {
+  const Shape& shape = call.shape;
+  for_planes<WeightMap::inverse_square, true>(
+      call, 0.5f / pixels(shape),
+      [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) SAGD_INLINE_LAMBDA {
+        const int64_t valid = plane < 0 ? 0 : plane;
+        const bool filter = call.job.output != nullptr;
+        const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
+        const ReadPacked<S, Shape> target{shape, {call.job.target, valid, shape.rows.length}};
+        transform.forward_columns([&]<int R>(int h, int j, int step, Point* v) {
+          Point other[R];
+          input.template operator()<R>(h, j, step, v);
+          target.template operator()<R>(h, j, step, other);
+          SAGD_UNROLL
+          for (int m = 0; m < R; ++m) v[m] = v[m] - other[m];
+        });
+        const Point part = transform.template weigh_rows<true>(weight, filter);
+        const int thread = int(threadIdx.x) - slot * shape.threads;
+        const Complex<double> sum = sum_of(shared.sums + slot * shape.threads, thread, shape.threads, part);
+        const double kept = sum.im > 0 ? sum.im : 1;
+        if (thread == 0 && plane >= 0) call.job.plane_loss[plane] = sum.re / kept;
+        if (!filter) return;
+        const float scale = float(pixels(shape) / kept);
+        S* to = output_plane<S>(call.job.output, shape, valid);
+        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, float x) {
+          to[h * shape.rows.length + column] = narrow<S>(x * scale);
+        }));
+      });
+}
+
+}  // namespace kernel
+}  // namespace sagd::cuda

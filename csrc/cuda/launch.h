@@ -1,0 +1,110 @@
+// From a job to a launch: planes to a block, blocks to the device. Every limit is asked of the device, and every error
+// that CUDA reports becomes an exception.
+#pragma once
+
+#include <map>
+#include <mutex>
+#include <string>
+#include <tuple>
+
+#include "cuda/error.h"
+#include "cuda/kernels.h"
+#include "cuda/operators.h"
+#include "cuda/shapes.h"
+
+namespace sagd::cuda {
+
+inline int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  SAGD_CHECK(cudaGetDevice(&device));
+  SAGD_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
+
+// How a kernel's planes are given to blocks.
+struct Blocks {
+  int planes_per_block = 0;  // 0: not even one plane fits
+  int tables = 0;
+  size_t shared_bytes = 0;
+  int resident = 0;  // blocks on the whole device at a time
+};
+
+// The choice that keeps most planes on a multiprocessor. The weight stays in its place in memory only if a plane fits
+// in no other way: its rows are then read by the column.
+template <class Kernel, class Shape>
+Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool measure) {
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
+  SAGD_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
+  Blocks best;
+  int most = 0;
+  for (const bool staged : {true, false}) {
+    for (int planes = 1; planes * shape.threads <= Shape::max_threads; ++planes) {
+      const int tables = !staged ? 0 : one_weight ? 1 : planes;
+      const size_t bytes = shared_bytes(shape, planes, tables, measure);
+      if (bytes > size_t(limit)) break;
+      int blocks = 0;
+      SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, planes * shape.threads, bytes));
+      if (blocks * planes <= most) continue;
+      most = blocks * planes;
+      best = {planes, tables, bytes, blocks * multiprocessors};
+    }
+    if (most > 0) break;
+  }
+  return best;
+}
+
+// The choice for this kernel on the current device, made once for each shape.
+template <class Kernel, class Shape>
+Blocks blocks_for(Kernel kernel, const Shape& shape, bool one_weight, bool measure) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Kernel, int, int, bool>, Blocks> chosen;
+  int device = 0;
+  SAGD_CHECK(cudaGetDevice(&device));
+  const std::tuple key(device, kernel, int(shape.columns.length), int(shape.rows.length), one_weight);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = chosen.find(key);
+  if (found != chosen.end()) return found->second;
+  return chosen[key] = choose_blocks(kernel, shape, one_weight, measure);
+}
+
+template <class Shape>
+void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shape, bool measure, void* stream) {
+  if (job.planes == 0) return;
+  const Blocks blocks = blocks_for(kernel, shape, job.weight.batch.dims == 0, measure);
+  if (blocks.planes_per_block == 0) {
+    throw std::runtime_error("sagd: planes of " + std::to_string(job.height) + " x " + std::to_string(job.width) +
+                             " do not fit the shared memory of this device");
+  }
+  Call<Shape> call{job, shape, blocks.planes_per_block, blocks.tables, {}};
+  order_rows(call);
+  const int64_t bundles = (job.planes + blocks.planes_per_block - 1) / blocks.planes_per_block;
+  const dim3 grid(unsigned(std::min<int64_t>(bundles, blocks.resident)));
+  void* arguments[] = {&call};
+  SAGD_CHECK(cudaLaunchKernel(kernel, grid, dim3(unsigned(blocks.planes_per_block * shape.threads)), arguments,
+                              blocks.shared_bytes, static_cast<cudaStream_t>(stream)));
+}
+
+// Calls f.operator()<S>() with the stored type of a dtype.
+template <class F>
+void with_stored_type(Dtype dtype, F&& f) {
+  switch (dtype) {
+    case Dtype::float32: return f.template operator()<float>();
+    case Dtype::bfloat16: return f.template operator()<__nv_bfloat16>();
+    case Dtype::float16: return f.template operator()<__half>();
+    default: throw std::runtime_error("sagd: there are no CUDA kernels for float64");
+  }
+}
+
+// Calls f.operator()<S>(shape) for a job.
+template <class F>
+void with_kernel(const Job& job, F&& f) {
+  with_stored_type(job.dtype, [&]<class S>() {
+    const bool known = with_shape(job.height, job.width, [&](const auto& shape) { f.template operator()<S>(shape); });
+    if (known) return;
+    throw std::runtime_error("sagd: there is no CUDA kernel for planes of " + std::to_string(job.height) + " x " +
+                             std::to_string(job.width));
+  });
+}
+
+}  // namespace sagd::cuda

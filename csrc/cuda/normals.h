@@ -1,0 +1,59 @@
+// Standard normals from the library's stream on one thread: a Philox block gives four, by Box and Muller.
+//
+// Cost per block: 20 wide products and 40 other integer operations of Philox, 8 special functions, about 40 others.
+// The special functions' documented errors (2^-21 for cosine and sine on [-pi, pi], 2^-22 for the logarithm) are a few
+// roundings of the noise; where the logarithm cancels, near u = 1, its series takes over.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "sagd/job.h"
+#include "sagd/philox.h"
+
+namespace sagd::cuda {
+
+using Point = Complex<float>;
+
+struct MulWide {
+  __device__ __forceinline__ void operator()(uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) const {
+    const uint64_t product = uint64_t(a) * m;
+    high = uint32_t(product >> 32);
+    low = uint32_t(product);
+  }
+};
+
+// sqrt(-2 ln u) (cos, sin)(2 pi r1 / 2^32) with u = (r0 + 1/2) / 2^32
+__device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1) {
+  const float v = fmaf(float(~r0), 0x1p-32f, 0x1p-33f);  // 1 - u, without cancellation
+  float series = fmaf(v, 1 / 7.0f, 1 / 6.0f);  // of -ln(1 - v) / v
+  series = fmaf(v, fmaf(v, fmaf(v, fmaf(v, fmaf(v, series, 0.2f), 0.25f), 1 / 3.0f), 0.5f), 1.0f);
+  const float logarithm = -2.0f * __logf(fmaf(float(r0), 0x1p-32f, 0x1p-33f));
+  const float radius = sqrtf(v < 0x1p-4f ? 2.0f * v * series : logarithm);
+  const float turn = float(int32_t(r1)) * 0x1p-31f;  // in half turns
+  const float angle = fmaf(turn, 3.14159274f, turn * -8.74227766e-8f);  // pi in two parts: one would bias the mean
+  return {radius * __cosf(angle), radius * __sinf(angle)};
+}
+
+// The stream of a plane: its first orbit's place.
+struct Stream {
+  PhiloxKeys<uint32_t> keys;
+  unsigned __int128 counter;
+
+  __device__ __forceinline__ void draw(uint32_t orbit, Point& first, Point& second) const {
+    const unsigned __int128 at = counter + orbit;
+    uint32_t c[4] = {uint32_t(at), uint32_t(at >> 32), uint32_t(at >> 64), uint32_t(at >> 96)};
+    philox(c, keys, MulWide{});
+    first = box_muller(c[0], c[1]);
+    second = box_muller(c[2], c[3]);
+  }
+};
+
+__device__ __forceinline__ Stream plane_stream(const Job& job, int64_t plane) {
+  const int64_t key = plane < job.planes_per_key ? 0 : plane / job.planes_per_key;  // most often without a division
+  const uint64_t number = job.plane_offset + uint64_t(plane - key * job.planes_per_key);
+  const uint64_t orbits = uint64_t(job.height / 2 + 1) * uint64_t(job.width / 2 + 1);
+  const unsigned __int128 first = static_cast<unsigned __int128>(number) * orbits;
+  return {PhiloxKeys<uint32_t>(job.keys[2 * key]), job.keys[2 * key + 1] + first};
+}
+
+}  // namespace sagd::cuda

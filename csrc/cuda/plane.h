@@ -1,0 +1,344 @@
+// The two-dimensional transform of one real plane in shared memory by a group of threads, and what happens between.
+//
+// Layout. A real plane is half a complex plane, by itself: columns j and j + W2, W2 = ceil(W / 2), are the real and
+// imaginary part of one complex column (an odd one out has a zero partner). storage[h][j], H rows of W2 points, holds
+// the plane from the first load to the last store; every stage reads a butterfly's points and puts them back. After the
+// column transforms rows k and -k come apart into the spectra of columns j and j + W2 at frequency k, one complex row
+// of W points in the places of the two: the packed row k. Rows 0 and H / 2 are real before their row transform and
+// share one packed row as real and imaginary part, which the weight has to take apart again.
+//
+// Threads of a warp work on neighbouring columns (packed rows), so that a column's (row's) twiddle factors are the same
+// for nearly all of them.
+//
+// Cost per pixel of a square of N = radix1 * radix2, there and back: 2 words through device memory; 12 of 4 bytes
+// through shared memory for the points and about 3 for twiddle factors; 4 log2 N operations of butterflies each way;
+// 8 barriers. Every further radix of an axis adds 4 words and 2 barriers.
+#pragma once
+
+#include "cuda/block.h"
+#include "sagd/butterflies.h"
+
+namespace sagd::cuda {
+
+template <class Shape>
+class PlaneTransform {
+ public:
+  // Thread `thread` of the shape.threads that share the plane in `storage`; idle threads only keep the barriers.
+  __device__ __forceinline__ PlaneTransform(const Shape& shape, const Shared<Shape>& shared, Point* storage, int thread,
+                                            bool idle)
+      : shape_(shape), shared_(shared), storage_(storage), start_(idle ? max_points : thread) {}
+
+  // The column transforms of what read(h, j, step, v, R) gives: v[m], the packed points of rows h + m step, column j.
+  template <class Read>
+  __device__ __forceinline__ void forward_columns(Read&& read) {
+    shape_.columns.forward([&]<int R>(int s, auto stage) {
+      column_stage<R, false>(
+          stage,
+          [&](int h, int j, Point* v) {
+            if (s == 0) read.template operator()<R>(h, j, int(stage.span), v);
+            else load_column<R>(h, j, stage.span, v);
+          },
+          [&](int h, int j, Point* v) { store_column<R>(h, j, stage.span, v); });
+      __syncthreads();
+    });
+  }
+
+  // The way back: write(h, j, step, v) is given them.
+  template <class Write>
+  __device__ __forceinline__ void inverse_columns(Write&& write) {
+    shape_.columns.backward([&]<int R>(int s, auto stage) {
+      column_stage<R, true>(
+          stage, [&](int h, int j, Point* v) { load_column<R>(h, j, stage.span, v); },
+          [&](int h, int j, Point* v) {
+            if (s == 0) write.template operator()<R>(h, j, int(stage.span), v);
+            else store_column<R>(h, j, stage.span, v);
+          });
+      if (s > 0) __syncthreads();
+    });
+  }
+
+  // Row transforms, the weight, and with `filter` the inverse row transforms; else the rows are left undefined.
+  // With `measure`, returns this thread's part of (sum of weight |F|^2 over the full plane's bins, bins with w > 0).
+  // Before the weight all packed rows but the first hold twice their values.
+  template <bool measure, WeightMap map>
+  __device__ __forceinline__ Point weigh_rows(const Weight<map>& weight, bool filter) {
+    Point sum{0, 0};
+    separate_odd_width();
+    shape_.rows.template forward<true>([&]<int R>(int, auto stage) {
+      for_rows<R>(stage, shape_.packed_rows, [&](int row, int, int q, Point* v) {
+        separate_butterfly<R>(stage, row, v);
+        Butterfly<R, false, float, float>::run(v);
+        twiddle<R, false>(v, shared_.row_roots, q * stage.blocks);
+      });
+      __syncthreads();
+    });
+    shape_.rows.last([&]<int R>(int, auto stage) {
+      for_rows<R>(stage, shape_.packed_rows, [&](int row, int p, int, Point* v) {
+        separate_butterfly<R>(stage, row, v);
+        Butterfly<R, false, float, float>::run(v);
+        if (row == 0) return;
+        const RowPair pair = shared_.pairs[row];
+        const int l0 = shared_.row_frequency[p], step = stage.blocks;
+        SAGD_UNROLL
+        for (int m = 0; m < R; ++m) {
+          const int l = l0 + m * step;  // l0 < step = width / R
+          const bool mirrored = R % 2 == 0 ? m >= R / 2 : 2 * l > width();
+          v[m] = weigh<measure>(v[m], weight(pair, height(), l, mirrored), 2, sum);
+        }
+        Butterfly<R, true, float, float>::run(v);
+        join_butterfly<R>(stage, row, v);
+      });
+    });
+    __syncthreads();
+    weigh_packed_row<measure>(weight, sum);
+    if (!filter) return sum;
+    __syncthreads();
+    inverse_rows(true);
+    return sum;
+  }
+
+  // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
+  __device__ __forceinline__ void noise_rows(const Stream& stream, const Weight<WeightMap::value>& weight) {
+    const int orbits = shape_.orbits, tasks = orbits * (1 + shape_.packed_rows);
+    for (int task = start_; task < tasks; task += shape_.threads) {
+      if (task < orbits) {
+        draw_packed_row(stream, weight, task);
+      } else {
+        const int l = quotient(task - orbits, shape_.packed_rows), row = task - orbits - l * shape_.packed_rows;
+        if (row > 0) draw_row(stream, weight, row, l);
+      }
+    }
+    __syncthreads();
+    inverse_rows(false);
+  }
+
+ private:
+  __device__ __forceinline__ int height() const { return shape_.columns.length; }
+  __device__ __forceinline__ int width() const { return shape_.rows.length; }
+
+  // ---- butterflies ------------------------------------------------------------------------------------------------
+
+  // v[m] times the root of number m * step
+  template <int R, bool inverse>
+  __device__ __forceinline__ void twiddle(Point* v, const Point* roots, int step) {
+    SAGD_UNROLL
+    for (int m = 1; m < R; ++m) {
+      const Point w = roots[m * step];
+      v[m] = rotate<inverse>(v[m], w.re, w.im);
+    }
+  }
+
+  template <int R, bool inverse, class Stage, class Load, class Store>
+  __device__ __forceinline__ void column_stage(const Stage& stage, Load&& load, Store&& store) {
+    const int tasks = shape_.packed_columns * (height() / R);
+    for (int task = start_; task < tasks; task += shape_.threads) {
+      const int i = quotient(task, shape_.packed_columns), j = task - i * shape_.packed_columns;
+      const int block = quotient(i, stage.span), q = i - block * stage.span;
+      Point v[R];
+      load(block * R * stage.span + q, j, v);
+      if (inverse && stage.span > 1) twiddle<R, true>(v, shared_.column_roots, q * stage.blocks);
+      Butterfly<R, inverse, float, float>::run(v);
+      if (!inverse && stage.span > 1) twiddle<R, false>(v, shared_.column_roots, q * stage.blocks);
+      store(block * R * stage.span + q, j, v);
+    }
+  }
+
+  template <int R>
+  __device__ __forceinline__ void load_column(int h, int j, int step, Point* v) {
+    const Point* from = storage_ + h * pitch(shape_) + j;
+    SAGD_UNROLL
+    for (int m = 0; m < R; ++m) v[m] = from[m * step * pitch(shape_)];
+  }
+  template <int R>
+  __device__ __forceinline__ void store_column(int h, int j, int step, const Point* v) {
+    Point* to = storage_ + h * pitch(shape_) + j;
+    SAGD_UNROLL
+    for (int m = 0; m < R; ++m) to[m * step * pitch(shape_)] = v[m];
+  }
+
+  // f(row, p, q, v) on the points p + m span of a butterfly, of every butterfly of the first n packed rows.
+  template <int R, class Stage, class Number, class F>
+  __device__ __forceinline__ void for_rows(const Stage& stage, Number n, F&& f) {
+    const int tasks = n * (width() / R);
+    for (int task = start_; task < tasks; task += shape_.threads) {
+      const int i = quotient(task, n), row = task - i * n;
+      const int block = quotient(i, stage.span), q = i - block * stage.span, p = block * R * stage.span + q;
+      Point* to[R];
+      Point v[R];
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) {
+        // An even radix divides the two halves of the row (see separate_butterfly), so it crosses over once at most.
+        const bool first_of_half = R % 2 == 1 || m == 0 || m == R / 2;
+        to[m] = first_of_half ? at(row, p + m * stage.span) : to[m - 1] + stage.span;
+        v[m] = *to[m];
+      }
+      f(row, p, q, v);
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) *to[m] = v[m];
+    }
+  }
+
+  // Where point p of a packed row lies.
+  __device__ __forceinline__ Point* at(int row, int p) const {
+    const RowPair pair = shared_.pairs[row];
+    const bool second = p >= shape_.packed_columns;
+    return storage_ + (second ? pair.second : pair.first) * pitch(shape_) + p - (second ? shape_.packed_columns : 0);
+  }
+
+  // The inverse row transforms. With `weighed`, the last forward stage's counterpart is done, except in the first row.
+  __device__ __forceinline__ void inverse_rows(bool weighed) {
+    shape_.rows.backward([&]<int R>(int s, auto stage) {
+      using Number = typename Shape::Number;
+      const Number n = weighed && s == shape_.rows.stages - 1 ? Number(1) : Number(shape_.packed_rows);
+      for_rows<R>(stage, n, [&](int row, int, int q, Point* v) {
+        if (stage.span > 1) twiddle<R, true>(v, shared_.row_roots, q * stage.blocks);
+        Butterfly<R, true, float, float>::run(v);
+        join_butterfly<R>(stage, row, v);
+      });
+      __syncthreads();
+    });
+    join_odd_width();
+  }
+
+  // ---- between the axes: two packed columns and the spectra of their real columns ----------------------------------
+
+  // z, y: rows k and -k of a column -> the spectra of its two real columns at frequency k, doubled; in the first packed
+  // row, of rows 0 and height / 2, as one number each: (row 0, row height / 2) of the one column and of the other.
+  __device__ __forceinline__ void separate(bool first, Point& z, Point& y) const {
+    if (first && height() % 2) y = {0, 0};
+    const Point a = {first ? z.re : z.re + y.re, first ? y.re : z.im - y.im};
+    const Point b = {first ? z.im : z.im + y.im, first ? y.im : y.re - z.re};
+    z = a;
+    y = b;
+  }
+  __device__ __forceinline__ void join(bool first, Point& a, Point& b) const {
+    const Point z = {first ? a.re : a.re - b.im, first ? b.re : a.im + b.re};
+    const Point y = {first ? a.im : a.re + b.im, first ? b.im : b.re - a.im};
+    a = z;
+    b = y;
+  }
+
+  // An even width begins with an even radix (plan.h), whose points m and m + R / 2 are packed into the same columns:
+  // they come apart in registers, on the way into the first stage.
+  template <int R, class Stage>
+  __device__ __forceinline__ void separate_butterfly(const Stage& stage, int row, Point* v) const {
+    if constexpr (R % 2 == 0) {
+      if (stage.blocks > 1) return;
+      SAGD_UNROLL
+      for (int m = 0; m < R / 2; ++m) separate(row == 0, v[m], v[m + R / 2]);
+    }
+  }
+  template <int R, class Stage>
+  __device__ __forceinline__ void join_butterfly(const Stage& stage, int row, Point* v) const {
+    if constexpr (R % 2 == 0) {
+      if (stage.blocks > 1) return;
+      SAGD_UNROLL
+      for (int m = 0; m < R / 2; ++m) join(row == 0, v[m], v[m + R / 2]);
+    }
+  }
+
+  // An odd width takes a pass of its own. The last packed column has no partner.
+  __device__ __forceinline__ void separate_odd_width() {
+    if (width() % 2 == 0) return;
+    for_packed_points([&](bool first, bool alone, Point* z, Point* y) {
+      Point b = *y;
+      separate(first, *z, b);
+      if (!alone) *y = b;
+    });
+  }
+  __device__ __forceinline__ void join_odd_width() {
+    if (width() % 2 == 0) return;
+    for_packed_points([&](bool first, bool alone, Point* a, Point* b) {
+      if (alone) *b = {0, 0};
+      join(first, *a, *b);
+    });
+  }
+  template <class F>
+  __device__ __forceinline__ void for_packed_points(F&& f) {
+    const int tasks = shape_.packed_columns * shape_.packed_rows;
+    for (int task = start_; task < tasks; task += shape_.threads) {
+      const int j = quotient(task, shape_.packed_rows), row = task - j * shape_.packed_rows;
+      const RowPair pair = shared_.pairs[row];
+      Point* column = storage_ + j;
+      f(row == 0, j + shape_.packed_columns == width(), column + pair.first * pitch(shape_),
+        column + pair.second * pitch(shape_));
+    }
+    __syncthreads();
+  }
+
+  // ---- the spectrum -------------------------------------------------------------------------------------------------
+
+  // value times w. Adds w |F|^2 of the one or two bins that the value, 2 F, stands for, and how many of them count; w
+  // is half of what the loss weighs with, or negative where a bin does not count.
+  template <bool measure>
+  __device__ __forceinline__ static Point weigh(Point value, float w, int bins, Point& sum) {
+    if constexpr (measure) {
+      if (w >= 0) sum.im += bins;
+      w = fmaxf(w, 0.0f);
+      const float power = (value.re * value.re + value.im * value.im) * w;
+      sum.re += bins == 2 ? power : 0.5f * power;
+    }
+    return value * w;
+  }
+
+  // The first packed row holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
+  // top(l) = (P(l) + conj P(-l)) / 2 and i bottom(l) = (P(l) - conj P(-l)) / 2.
+  template <bool measure, WeightMap map>
+  __device__ __forceinline__ void weigh_packed_row(const Weight<map>& weight, Point& sum) {
+    for (int l = start_; l < shape_.orbits; l += shape_.threads) {
+      float w_top, w_bottom;
+      weight.of_packed_row(shared_.pairs[0], height(), l, w_top, w_bottom);
+      Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
+      Point top = {here->re + mirror->re, here->im - mirror->im};
+      Point bottom = {here->re - mirror->re, here->im + mirror->im};
+      const int bins = here == mirror ? 1 : 2;
+      top = weigh<measure>(top, w_top, bins, sum);
+      bottom = height() % 2 == 0 ? weigh<measure>(bottom, w_bottom, bins, sum) : Point{0, 0};
+      *mirror = {top.re - bottom.re, bottom.im - top.im};
+      *here = top + bottom;
+    }
+  }
+
+  __device__ __forceinline__ void draw_row(const Stream& stream, const Weight<WeightMap::value>& weight, int row,
+                                           int l) {
+    const RowPair pair = shared_.pairs[row];
+    const bool own_negative = l == 0 || 2 * l == width(), upper = 2 * pair.k > height();
+    Point first, second;
+    stream.draw((upper ? height() - pair.k : pair.k) * shape_.orbits + l, first, second);
+    if (own_negative) second = first;
+    // of F(k', l) and F(k', -l), those of the pair's k: F(-k', l) = conj F(k', -l)
+    const Point here = upper ? Point{second.re, -second.im} : first;
+    const Point mirror = upper ? Point{first.re, -first.im} : second;
+    // everything is read before anything is written: the compiler cannot tell tables from points
+    const int l_mirror = own_negative ? l : width() - l;
+    Point *to_here = at(row, shared_.row_position[l]), *to_mirror = at(row, shared_.row_position[l_mirror]);
+    const float w_here = weight(pair, height(), l, false);
+    const float w_mirror = weight(pair, height(), l_mirror, true);
+    if (!own_negative) *to_mirror = mirror * w_mirror;
+    *to_here = here * w_here;
+  }
+
+  __device__ __forceinline__ void draw_packed_row(const Stream& stream, const Weight<WeightMap::value>& weight, int l) {
+    const bool real = l == 0 || 2 * l == width();
+    float w_top, w_bottom;
+    weight.of_packed_row(shared_.pairs[0], height(), l, w_top, w_bottom);
+    Point top, bottom{0, 0}, unused;
+    stream.draw(l, top, unused);
+    if (height() % 2 == 0) stream.draw(height() / 2 * shape_.orbits + l, bottom, unused);
+    constexpr float root2 = 1.41421356237309505f;
+    top = real ? Point{top.re * root2, 0} : top;
+    bottom = real ? Point{bottom.re * root2, 0} : bottom;
+    top = top * w_top;
+    bottom = bottom * w_bottom;
+    Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
+    *mirror = {top.re + bottom.im, bottom.re - top.im};
+    *here = {top.re - bottom.im, top.im + bottom.re};
+  }
+
+  const Shape& shape_;
+  const Shared<Shape>& shared_;
+  Point* storage_;
+  int start_;
+};
+
+}  // namespace sagd::cuda

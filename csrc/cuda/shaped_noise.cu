@@ -1,0 +1,11 @@
+#include "cuda/launch.h"
+
+namespace sagd::cuda {
+
+void shaped_noise(const Job& job, void* stream) {
+  with_kernel(job, [&]<class S, class Shape>(const Shape& shape) {
+    launch(&kernel::shaped_noise<false, S, Shape>, job, shape, false, stream);
+  });
+}
+
+}  // namespace sagd::cuda

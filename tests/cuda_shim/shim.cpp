@@ -1,0 +1,158 @@
+// Fibers for the threads of a block, and the shared memory that they share.
+#include "cuda_runtime.h"
+
+#include <dlfcn.h>
+#include <ucontext.h>
+
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+// This file is compiled without the sanitizer, which shall watch the kernels alone.
+#ifdef SHIM_FOR_THREAD_SANITIZER
+#include <sanitizer/tsan_interface.h>
+#else
+namespace {
+void* __tsan_create_fiber(unsigned) { return nullptr; }
+void* __tsan_get_current_fiber() { return nullptr; }
+void __tsan_destroy_fiber(void*) {}
+void __tsan_switch_to_fiber(void*, unsigned) {}
+void __tsan_acquire(void*) {}
+void __tsan_release(void*) {}
+}  // namespace
+#endif
+
+namespace sagd::cuda {
+
+constexpr size_t shared_capacity = shim::shared_bytes_per_block, guard_bytes = 1024;
+alignas(1024) unsigned char shared_memory[shared_capacity + guard_bytes];  // what the kernels declare extern
+
+}  // namespace sagd::cuda
+
+namespace shim {
+namespace {
+
+using sagd::cuda::shared_memory;
+
+constexpr size_t stack_bytes = 128 << 10;
+constexpr unsigned no_synchronisation = 1;  // of the fiber switches, for ThreadSanitizer: only barriers order accesses
+
+enum class State { ready, waiting, done };
+
+struct Fiber {
+  ucontext_t context;
+  std::unique_ptr<char[]> stack{new char[stack_bytes]};
+  void* sanitizer = __tsan_create_fiber(0);
+  State state = State::done;
+
+  Fiber() = default;
+  Fiber(const Fiber&) = delete;
+  ~Fiber() { __tsan_destroy_fiber(sanitizer); }
+};
+
+std::vector<std::unique_ptr<Fiber>> fibers;
+Place place;
+ucontext_t scheduler;
+void* scheduler_sanitizer;
+const std::function<void()>* kernel;
+char launch_edge, barrier_edge[2], end_edge;  // what the sanitizer hangs the order of accesses on
+unsigned generation;
+
+struct Launch {
+  std::string kernel;
+  size_t blocks, threads, shared_bytes;
+  std::vector<char> argument;
+} last;
+
+void switch_to_scheduler() {
+  ucontext_t* own = &fibers[place.thread]->context;
+  __tsan_switch_to_fiber(scheduler_sanitizer, no_synchronisation);
+  swapcontext(own, &scheduler);
+}
+
+void run_thread() {
+  __tsan_acquire(&launch_edge);
+  (*kernel)();
+  __tsan_release(&end_edge);
+  fibers[place.thread]->state = State::done;
+  switch_to_scheduler();
+}
+
+void start(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = stack_bytes;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, run_thread, 0);
+  fiber.state = State::ready;
+}
+
+// Lets every thread run to its next barrier, or to its end; returns how many are at a barrier.
+unsigned run_to_barrier() {
+  unsigned waiting = 0;
+  for (place.thread = 0; place.thread < place.threads; ++place.thread) {
+    Fiber& fiber = *fibers[place.thread];
+    if (fiber.state == State::done) continue;
+    fiber.state = State::ready;
+    __tsan_switch_to_fiber(fiber.sanitizer, no_synchronisation);
+    swapcontext(&scheduler, &fiber.context);
+    waiting += fiber.state == State::waiting;
+  }
+  ++generation;
+  return waiting;
+}
+
+void run_block(size_t shared_bytes) {
+  std::memset(shared_memory, 0xff, sizeof(shared_memory));  // NaN
+  __tsan_release(&launch_edge);
+  for (unsigned thread = 0; thread < place.threads; ++thread) start(*fibers[thread]);
+  unsigned waiting;
+  do {
+    waiting = run_to_barrier();
+    if (waiting != 0 && waiting != place.threads) throw std::runtime_error("shim: not all threads reached a barrier");
+  } while (waiting > 0);
+  __tsan_acquire(&end_edge);
+  for (size_t i = shared_bytes; i < sizeof(shared_memory); ++i) {
+    if (shared_memory[i] != 0xff) throw std::runtime_error("shim: a write behind the shared memory");
+  }
+}
+
+}  // namespace
+
+Place here() { return place; }
+
+void barrier() {
+  const unsigned arrived = generation;
+  __tsan_release(&barrier_edge[arrived % 2]);
+  fibers[place.thread]->state = State::waiting;
+  switch_to_scheduler();
+  __tsan_acquire(&barrier_edge[arrived % 2]);
+}
+
+void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
+  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
+  scheduler_sanitizer = __tsan_get_current_fiber();
+  kernel = &body;
+  place = {0, 0, blocks, threads};
+  for (place.block = 0; place.block < blocks; ++place.block) run_block(shared_bytes);
+}
+
+void note(const void* kernel_, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument,
+          size_t size) {
+  Dl_info symbol{};
+  dladdr(kernel_, &symbol);
+  const auto* bytes = static_cast<const char*>(argument);
+  last = {symbol.dli_sname ? symbol.dli_sname : "", blocks, threads, shared_bytes, {bytes, bytes + size}};
+}
+
+}  // namespace shim
+
+// What was launched last: the kernel's mangled name, blocks, threads and bytes of shared memory, and its argument.
+extern "C" const char* shim_last_launch(size_t launch[3], const char** argument, size_t* size) {
+  using shim::last;
+  launch[0] = last.blocks, launch[1] = last.threads, launch[2] = last.shared_bytes;
+  *argument = last.argument.data(), *size = last.argument.size();
+  return last.kernel.c_str();
+}

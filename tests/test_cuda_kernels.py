@@ -1,0 +1,195 @@
+"""The CUDA kernels compute the operators: the same sources, compiled for the CPU (tests/cuda_shim), on every plane size
+that they take, every dtype, strides and broadcast; planes do not meet; and the noise is that of the CPU's operators."""
+
+import pytest
+import torch
+from conftest import DTYPES, apply_composite, apply_reference, assert_close, random_weight, relative_error, weight_dtype
+from cuda_shim.build import build_library
+
+import sagd_kernels as sagd
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+# Shapes with kernels of their own; every radix; odd, flat and tall ones; up to what fits an H100's shared memory.
+OWN = [(16, 16), (28, 28), (32, 32), (64, 64), (96, 96), (128, 128)]
+ANY = [
+    (1, 1), (1, 7), (7, 1), (2, 2), (1, 2), (2, 1), (3, 5), (4, 6), (8, 8), (9, 10), (12, 14), (15, 16), (20, 24),
+    (27, 35), (36, 45), (48, 80), (63, 64), (100, 100), (1, 1024), (1024, 2), (243, 8), (160, 24), (36, 240),
+    (192, 192), (210, 128), (224, 224),
+]  # fmt: skip
+SMALL_SIZES = [(2, 3), (6, 5), (8, 8), (9, 14), (16, 16), (28, 28)]
+OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
+GPU_DTYPES = [dtype for dtype in DTYPES if dtype != torch.float64]
+H100, RTX_4090 = 232448, 101376  # bytes of shared memory that a block may have
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shim():
+    torch.ops.load_library(build_library())
+
+
+def apply_cuda(operator: str, *args, **kwargs):
+    function = getattr(torch.ops.sagd_shim, f"_cuda_{operator}")
+    if operator == "whitened_mse":
+        return function(*args, with_residual=False)[0]
+    return function(*args, **kwargs)
+
+
+def arguments(operator, size, dtype=torch.float32, *, planes=None, weight=None, key=None, scales=None):
+    planes = torch.randn(size).to(dtype) if planes is None else planes
+    weight = random_weight(*size[-2:], dtype=weight_dtype(dtype)) if weight is None else weight
+    key = sagd.fold_in(sagd.key(2025), 7) if key is None else key
+    scales = (torch.linspace(0.2, 1.1, size[0]), torch.linspace(-0.7, 1.3, size[0])) if scales is None else scales
+    if operator == "spectral_filter":
+        return (planes, weight, scales[0]), {}
+    if operator == "shaped_noise":
+        return (key, size, weight, scales[0]), {"plane_offset": 5, "dtype": dtype}
+    if operator == "add_noise":
+        return (planes, key, weight, *scales), {"plane_offset": 5}
+    return (planes, planes.flip(-1, -2) / 2, weight), {}
+
+
+def outputs(result) -> tuple:
+    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
+
+
+def assert_cuda_close(operator: str, *args, **kwargs) -> tuple:
+    results = outputs(apply_cuda(operator, *args, **kwargs))
+    expected = outputs(apply_reference(operator, *args, **kwargs))
+    peers = outputs(apply_composite(operator, *args, **kwargs))
+    for parts in zip(results, expected, peers, strict=True):
+        assert_close(*parts)
+    return results
+
+
+@pytest.mark.parametrize("size", OWN + ANY, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_at_every_size(operator, size):
+    planes = 2 if size[0] * size[1] >= 64 else 50  # enough values for a ratio of errors
+    args, kwargs = arguments(operator, (planes, *size))
+    assert_cuda_close(operator, *args, **kwargs)
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_dtype_and_more_planes_than_fit_at_a_time(operator, dtype):
+    for size in SMALL_SIZES:
+        args, kwargs = arguments(operator, (67, *size), dtype)
+        assert_cuda_close(operator, *args, **kwargs)
+
+
+@pytest.mark.parametrize("size", [(6, 5), (16, 16), (28, 28)], ids=str)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_strides_weights_and_scales_of_any_broadcast(operator, size):
+    height, width = size
+    shape = (3, 2, *size)
+    strided = [
+        torch.randn(3, height, width, 2).permute(0, 3, 1, 2),  # channels last
+        torch.randn(3, 1, *size).expand(shape),
+        torch.randn(3, 2, 2 * width, height).mT[..., ::2],
+    ]
+    weights = [random_weight(*lead, *size) for lead in [(3, 1), (1, 2), (3, 2), (2,)]]
+    weights.append(random_weight(3, 1, width, 2 * height).mT[..., :height, : width // 2 + 1])
+    scales = [(torch.rand(3, 2), torch.rand(3, 1, 1, 1)), (torch.rand(()), torch.rand(1, 2).double())]
+    scales.append((torch.rand(3).half(), torch.rand(3, 2).bfloat16()))
+    for i, weight in enumerate(weights):
+        args, kwargs = arguments(operator, shape, planes=strided[i % 3], weight=weight, scales=scales[i % 3])
+        assert_cuda_close(operator, *args, **kwargs)
+
+
+@pytest.mark.parametrize("size", [(9, 14), (32, 32), (27, 35)], ids=str)
+def test_noise_is_that_of_the_cpu(size):
+    weight = random_weight(*size)
+    keys = torch.stack([sagd.fold_in(sagd.key(11), i) for i in range(3)])
+    for key, offset in [(keys[0], 0), (keys[1], 2**40 + 3), (keys, 9)]:
+        noise = apply_cuda("shaped_noise", key, (3, 4, *size), weight, plane_offset=offset)
+        expected = sagd.shaped_noise(key, (3, 4, *size), weight, plane_offset=offset)
+        assert relative_error(noise, expected) < 4e-7
+        assert (noise - expected).abs().max() < 4e-6  # a few roundings of the largest normal's
+
+
+@pytest.mark.parametrize("size", [(6, 5), (16, 16), (28, 28), (64, 64)], ids=str)
+@pytest.mark.parametrize("operator", ["spectral_filter", "add_noise"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_planes_are_independent_to_the_bit(operator, size, value):
+    planes = torch.randn(37, *size)
+    args, kwargs = arguments(operator, planes.shape, planes=planes)
+    clean = outputs(apply_cuda(operator, *args, **kwargs))
+    poisoned = planes.clone()
+    poisoned[11] = value
+    args, kwargs = arguments(operator, planes.shape, planes=poisoned)
+    others = torch.arange(37) != 11
+    for a, b in zip(clean, outputs(apply_cuda(operator, *args, **kwargs)), strict=True):
+        assert torch.equal(a[others], b[others])
+
+
+@pytest.mark.parametrize("size", [(6, 5), (16, 16), (28, 28), (64, 64)], ids=str)
+def test_a_plane_has_the_same_bits_in_any_batch(size):
+    planes, weight, key = torch.randn(37, *size), random_weight(*size), sagd.key(3)
+    filtered = apply_cuda("spectral_filter", planes, weight)
+    noise = apply_cuda("shaped_noise", key, planes.shape, weight)
+    residual = torch.ops.sagd_shim._cuda_whitened_mse(planes, planes * 0, weight, True)[1]
+    for begin, end in [(0, 1), (5, 9), (36, 37)]:
+        part = planes[begin:end]
+        assert torch.equal(apply_cuda("spectral_filter", part, weight), filtered[begin:end])
+        drawn = apply_cuda("shaped_noise", key, part.shape, weight, plane_offset=begin)
+        assert torch.equal(drawn, noise[begin:end])
+        again = torch.ops.sagd_shim._cuda_whitened_mse(part, part * 0, weight, True)[1]
+        assert torch.equal(again, residual[begin:end])
+        many = weight.expand(end - begin, *weight.shape).contiguous()  # another table in shared memory for each plane
+        assert torch.equal(apply_cuda("spectral_filter", part, many), filtered[begin:end])
+
+
+@pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(6, 5), (28, 28), (27, 35)], ids=str)
+def test_the_residual_is_that_of_the_cpu(size, dtype):
+    input, target = torch.randn(2, 5, *size).to(dtype)
+    weight = random_weight(5, *size)
+    weight = torch.where(weight > 0.6, weight, -weight)  # below zero, or zero: bins that do not count
+    weight[..., 0] = 1  # on this column a sum of both signs would amplify every rounding
+    weight[..., size[1] // 2] = 1
+    weight[3] = 0
+    loss, residual = torch.ops.sagd_shim._cuda_whitened_mse(input, target, weight, True)
+    expected_loss, expected = torch.ops.sagd._whitened_mse(input.double(), target.double(), weight.double(), True)
+    assert relative_error(loss, expected_loss) < 1e-6
+    assert residual.dtype == dtype and relative_error(residual, expected) < max(1e-6, torch.finfo(dtype).eps)
+    assert torch.all(residual[3] == 0)
+
+
+def test_empty_batches():
+    weight = random_weight(8, 8)
+    assert apply_cuda("spectral_filter", torch.randn(0, 8, 8), weight).shape == (0, 8, 8)
+    assert apply_cuda("shaped_noise", sagd.key(0), (2, 0, 8, 8), weight).shape == (2, 0, 8, 8)
+
+
+@pytest.mark.parametrize(("shared_bytes", "largest", "staged"), [(H100, 238, 189), (RTX_4090, 156, 125)])
+def test_the_plan_says_which_planes_there_are_kernels_for(shared_bytes, largest, staged):
+    def plan(height, width):
+        return torch.ops.sagd_shim._cuda_plan(height, width, shared_bytes)
+
+    smooth = [n for n in range(1, 1025) if all(p in (2, 3, 5, 7) for p in prime_factors(n))]
+    for n in smooth:
+        assert bool(plan(n, n)) == (n <= largest), n
+        assert plan(n, 2) and plan(2, n), n
+    assert not plan(11, 8) and not plan(8, 13) and not plan(1050, 1)
+    assert plan(96, 80) == "columns 12 x 8, rows 10 x 8 points, 256 threads a plane"
+    for n in filter(lambda n: n <= largest, smooth):
+        assert ("weight read from memory" in plan(n, n)) == (n > staged), n
+
+
+def prime_factors(n: int) -> list[int]:
+    factors, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            factors.append(p)
+            n //= p
+        p += 1
+    return factors
+
+
+def test_what_has_no_kernel_is_an_error():
+    for size in [(11, 8), (256, 256)]:
+        with pytest.raises(RuntimeError, match=f"{size[0]} x {size[1]}"):
+            apply_cuda("spectral_filter", torch.randn(size), random_weight(*size))
+    with pytest.raises(RuntimeError, match="float64"):
+        apply_cuda("spectral_filter", torch.randn(8, 8).double(), random_weight(8, 8).double())
