@@ -11,6 +11,11 @@ namespace sagd::SAGD_ISA {
 template <class T>
 using Point = Complex<Vec<T>>;
 
+template <class V>
+SAGD_INLINE Complex<V> loaded(Complex<V> a) {
+  return {loaded(a.re), loaded(a.im)};
+}
+
 template <class T>
 void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
 template <class T>
@@ -22,7 +27,7 @@ SAGD_INLINE void butterfly(Point<T>* x, int span, const T* w) {
   Point<T> v[R];
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
-    v[m] = x[m * span];
+    v[m] = loaded(x[m * span]);
     if (inverse && twiddled && m > 0) v[m] = rotate<true>(v[m], w[2 * m - 2], w[2 * m - 1]);
   }
   Butterfly<R, inverse, T, Vec<T>>::run(v);
@@ -165,7 +170,7 @@ void fused_stage(const Stage<T>& stage, Point<T>* x, Pointwise&& pointwise) {
   for (int at = 0; at < stage.blocks * R; at += R) {
     Point<T> v[R];
 #pragma GCC unroll 16
-    for (int m = 0; m < R; ++m) v[m] = x[at + m];
+    for (int m = 0; m < R; ++m) v[m] = loaded(x[at + m]);
     Butterfly<R, false, T, Vec<T>>::run(v);
 #pragma GCC unroll 16
     for (int m = 0; m < R; ++m) v[m] = pointwise(at + m, v[m]);

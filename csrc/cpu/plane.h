@@ -159,7 +159,7 @@ class PlaneTransform {
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) {
         if (i < rows) {
-          const Point<T> z = columns_[row(k0 + i)], y = columns_[partner(k0 + i)];
+          const Point<T>&z = columns_[row(k0 + i)], &y = columns_[partner(k0 + i)];
           r[i] = k0 + i == 0 ? first_row(z, y) : combine(z, y);
         } else {
           r[i] = Vec<T>{};

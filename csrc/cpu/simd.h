@@ -53,6 +53,16 @@ SAGD_INLINE To bits(From from) {
   return to;
 }
 
+// The value, loaded once. Left to itself, the compiler folds a load into every instruction that uses the value; with
+// wide vectors that takes more load slots than there are.
+template <class V>
+SAGD_INLINE V loaded(V v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#endif
+  return v;
+}
+
 // Hands out one piece of memory in parts. Parts of vectors come first, so that every part is aligned.
 class Carver {
  public:
