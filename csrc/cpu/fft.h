@@ -195,4 +195,57 @@ void convolve(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& p
   for (int s = last - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
 }
 
+// The same for a step that needs the point of the negative frequency, too.
+template <int R, class T, class Pointwise>
+void fused_pair_stage(const Plan<T>& plan, Point<T>* x, Pointwise&& pointwise) {
+  for (int at = 0; at < plan.length; at += R) {
+    // the negatives of a block are a block, backwards; but 0, in front of the first block, is its own negative
+    const int back = at == 0 ? 0 : plan.mirror[at] - (R - 1);
+    if (back < at) continue;
+    Point<T> v[R], negative[R], y[R];
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) v[m] = loaded(x[at + m]);
+    Butterfly<R, false, T, Vec<T>>::run(v);
+    if (at == 0) {
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) negative[m] = v[(m + 1) % R];
+    } else {
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) negative[m] = loaded(x[back + m]);
+      Butterfly<R, false, T, Vec<T>>::run(negative);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) y[m] = pointwise(at + m, v[m], negative[R - 1 - m]);
+    Butterfly<R, true, T, Vec<T>>::run(y);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) x[at + m] = y[m];
+    if (back == at) continue;
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) y[m] = pointwise(back + m, negative[m], v[R - 1 - m]);
+    Butterfly<R, true, T, Vec<T>>::run(y);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) x[back + m] = y[m];
+  }
+}
+
+// x <- inverse(y), y = pointwise(position, point, the negative frequency's point) of forward(x).
+template <class T, class Pointwise>
+void convolve_pairs(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& pointwise) {
+  const int last = plan.stages - 1;
+  if (last < 0 || plan.stage[last].prime) {
+    forward(plan, x, scratch);
+    for (int i = 0; i < plan.length; ++i) {
+      const int mirror = plan.mirror[i];
+      const Point<T> point = x[i], negative = x[mirror];
+      if (mirror < i) continue;
+      x[i] = pointwise(i, point, negative);
+      if (mirror > i) x[mirror] = pointwise(mirror, negative, point);
+    }
+    return inverse(plan, x, scratch);
+  }
+  for (int s = 0; s < last; ++s) run_stage<false>(plan.stage[s], x, scratch);
+  with_radix(plan.stage[last].radix, [&]<int R>() { fused_pair_stage<R>(plan, x, pointwise); });
+  for (int s = last - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
+}
+
 }  // namespace sagd::SAGD_ISA

@@ -21,18 +21,16 @@ SAGD_INLINE double factor(const Factors& factors, int64_t plane) {
 template <class S, int planes>
 struct Reader {
   const S* base[planes];
-  int count;
   int64_t row_stride, column_stride;
 
-  Reader(const Planes& tensor, int64_t plane, int n)
-      : count(n), row_stride(tensor.row_stride), column_stride(tensor.column_stride) {
-    for (int lane = 0; lane < n; ++lane) {
-      base[lane] = static_cast<const S*>(tensor.data) + tensor.batch.offset(plane + lane);
+  // Lanes beyond n read the first plane, for nothing.
+  Reader(const Planes& tensor, int64_t plane, int n) : row_stride(tensor.row_stride), column_stride(tensor.column_stride) {
+    for (int lane = 0; lane < planes; ++lane) {
+      base[lane] = static_cast<const S*>(tensor.data) + tensor.batch.offset(lane < n ? plane + lane : plane);
     }
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    if (planes > 1 && lane >= count) return Vec<Compute<S>>{};
     const S* from = base[lane] + h * row_stride + w * column_stride;
     return column_stride == 1 ? load_first(from, n) : load_strided(from, column_stride, n);
   }
@@ -171,7 +169,9 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
     const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
     transform.inverse_columns([&](int lane, int h, int w, int k, Vec<T> v) {
       write_noise(lane, h, w, k, v);
-      write_noisy(lane, h, w, k, read(lane, h, w, k) * signal_scale.of[lane] + v * noise_scale.of[lane]);
+      // opaque: this product is rounded, the other one fused, wherever the compiler repeats this code
+      const Vec<T> signal = opaque(read(lane, h, w, k) * signal_scale.of[lane]);
+      write_noisy(lane, h, w, k, signal + v * noise_scale.of[lane]);
     });
   });
 }

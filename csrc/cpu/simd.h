@@ -53,14 +53,22 @@ SAGD_INLINE To bits(From from) {
   return to;
 }
 
-// The value, loaded once. Left to itself, the compiler folds a load into every instruction that uses the value; with
-// wide vectors that takes more load slots than there are.
+// The value, in a register: the compiler does not look behind it.
 template <class V>
-SAGD_INLINE V loaded(V v) {
-#if defined(__AVX512F__)
+SAGD_INLINE V opaque(V v) {
+#if defined(__x86_64__)
   asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
 #endif
   return v;
+}
+
+// A value that is loaded once. Left to itself, the compiler folds a load into every instruction that uses the value;
+// with wide vectors that takes more load slots than there are. Narrow ones have too few registers to do better.
+template <class V>
+SAGD_INLINE V loaded(V v) {
+  return lanes<float> == 16 ? opaque(v) : v;
 }
 
 // Hands out one piece of memory in parts. Parts of vectors come first, so that every part is aligned.
