@@ -21,19 +21,29 @@ void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
 template <class T>
 void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
 
+// a times a twiddle factor w, or its conjugate for the inverse transform. Each of the four products loads its factor by
+// itself, the last two through another pointer to the same one: a multiplication broadcasts what it loads for free,
+// while a broadcast that two of them share takes the slot of an addition.
+template <bool inverse, class T>
+SAGD_INLINE Point<T> twiddle(Point<T> a, const T* w, const T* same) {
+  return inverse ? Point<T>{a.re * w[0] + a.im * w[1], a.im * same[0] - a.re * same[1]}
+                 : Point<T>{a.re * w[0] - a.im * w[1], a.im * same[0] + a.re * same[1]};
+}
+
 // One butterfly of a stage, with its twiddles: on the output forward, on the input of the inverse.
 template <int R, bool inverse, bool twiddled, class T>
 SAGD_INLINE void butterfly(Point<T>* x, int span, const T* w) {
+  const T* const same = lanes<float> == 16 ? opaque(w) : w;
   Point<T> v[R];
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
     v[m] = loaded(x[m * span]);
-    if (inverse && twiddled && m > 0) v[m] = rotate<true>(v[m], w[2 * m - 2], w[2 * m - 1]);
+    if (inverse && twiddled && m > 0) v[m] = twiddle<true>(v[m], w + 2 * m - 2, same + 2 * m - 2);
   }
   Butterfly<R, inverse, T, Vec<T>>::run(v);
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
-    if (!inverse && twiddled && m > 0) v[m] = rotate<false>(v[m], w[2 * m - 2], w[2 * m - 1]);
+    if (!inverse && twiddled && m > 0) v[m] = twiddle<false>(v[m], w + 2 * m - 2, same + 2 * m - 2);
     x[m * span] = v[m];
   }
 }

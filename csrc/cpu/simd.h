@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX2__)
@@ -53,13 +54,21 @@ SAGD_INLINE To bits(From from) {
   return to;
 }
 
-// The value, in a register: the compiler does not look behind it.
+// The vector or pointer itself, in a register: the compiler does not know how it came about.
 template <class V>
 SAGD_INLINE V opaque(V v) {
 #if defined(__x86_64__)
-  asm("" : "+v"(v));
+  if constexpr (std::is_pointer_v<V>) {
+    asm("" : "+r"(v));
+  } else {
+    asm("" : "+v"(v));
+  }
 #elif defined(__aarch64__)
-  asm("" : "+w"(v));
+  if constexpr (std::is_pointer_v<V>) {
+    asm("" : "+r"(v));
+  } else {
+    asm("" : "+w"(v));
+  }
 #endif
   return v;
 }
