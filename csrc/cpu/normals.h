@@ -1,6 +1,6 @@
 // Standard normals from the library's stream: one Philox block a lane, four normals a block, by Box and Muller.
 //
-// Cost per 16 blocks (64 normals) with AVX-512: 120 instructions of Philox, about 80 of logarithm, root and sincos.
+// Cost per 16 blocks (64 normals) with AVX-512: 120 instructions of Philox, about 100 of logarithm, root and sincos.
 #pragma once
 
 #include <cmath>
@@ -78,12 +78,12 @@ SAGD_INLINE void polar(Vec<float> length, Vec<uint32_t> r, Vec<float>& x, Vec<fl
 // relative error is below 7e-9. Near u = 1, f = u - 1 is taken from 2^32 - 1 - r, so that nothing cancels.
 SAGD_INLINE Vec<float> radius(Vec<uint32_t> r) {
   const Vec<float> x = __builtin_convertvector(r, Vec<float>) + 0.5f;
-  const Vec<uint32_t> b = (Vec<uint32_t>)x - 0x3f3504f3u;  // the bits of sqrt(1/2)
+  const Vec<uint32_t> b = (Vec<uint32_t>)x - 0x4f3504f3u;  // the bits of 2^32 sqrt(1/2)
   const Vec<int32_t> exponent = (Vec<int32_t>)b >> 23;
   const Vec<float> m = (Vec<float>)((b & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   const Vec<float> near_one = __builtin_convertvector(~r, Vec<float>) * -0x1p-32f - 0x1p-33f;
   const Vec<float> f = r > 0xb504f333u ? near_one : m;
-  const Vec<float> e = r > 0xb504f333u ? Vec<float>{} : __builtin_convertvector(exponent - 32, Vec<float>);
+  const Vec<float> e = __builtin_convertvector(exponent, Vec<float>);  // 0 where f is near_one
   const Vec<float> minus_2_log =
       f * (-2.0f + f * (1.0f + f * (-0.6666663356f + f * (0.5000159314f + f * (-0.4000456502f + f * (0.3324993950f +
       f * (-0.2836284078f + f * (0.2625059316f + f * (-0.2575839762f + f * 0.1573088906f)))))))));
