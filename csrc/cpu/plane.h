@@ -117,7 +117,8 @@ class PlaneTransform {
         }
       }
       if constexpr (measure) {
-        for (int i = 0; i < L; ++i) total += (strip == 0 && i == 0 ? 1 : 2) * double(sum[i]);  // row k stands for -k too
+        // row k stands for -k too, but not the two packed ones
+        for (int i = 0; i < L; ++i) total += (strip == 0 && i == 0 ? 1 : 2) * double(sum[i]);
       }
     }
     if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
@@ -262,8 +263,9 @@ class PlaneTransform {
       bottom_re *= root2;
       bottom_im = 0;
     }
-    negative = {in_lane_0(point.re, negative.re) + lane_0(bottom_im), in_lane_0(-point.im, negative.im) + lane_0(bottom_re)};
-    point = {point.re - lane_0(bottom_im), point.im + lane_0(bottom_re)};
+    const Vec<T> re = lane_0(bottom_re), im = lane_0(bottom_im);
+    negative = {in_lane_0(point.re, negative.re) + im, in_lane_0(-point.im, negative.im) + re};
+    point = {point.re - im, point.im + re};
   }
 
   int height_, width_, packed_columns_, packed_rows_, row_strips_, pitch_;

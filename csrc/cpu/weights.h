@@ -11,8 +11,8 @@ namespace sagd::SAGD_ISA {
 enum class WeightMap { value, inverse_square };
 
 // table[strip * width + position]: one vector over the strip's rows k for each position of the row transform.
-// For the packed row: bottom holds row height / 2 (for odd heights: row 0 again) by position, bottom_excess half of what
-// it exceeds row 0 by.
+// For the packed row: bottom holds row height / 2 (for odd heights: row 0 again) by position, bottom_excess half of
+// what it exceeds row 0 by.
 // Memory: 2 height width values, filled by one transpose of the weight.
 template <class T>
 struct WeightTable {
