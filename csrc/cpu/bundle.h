@@ -29,22 +29,20 @@ class BundleTransform {
         packed_rows_((height_ + 1) / 2),
         column_plan_(plan<T>(height_)),
         row_plan_(plan<T>(width_)) {
-    const int64_t pixels = height * width, half = int64_t(packed_rows_) * width_;
+    const int64_t points = int64_t(packed_columns_) * (height + 1), half = int64_t(packed_rows_) * width_;
     const int64_t prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t strips = (packed_rows_ + L - 1) / L;
-    Carver carve(scratch(sizeof(Vec<T>) * (pixels + 3 * half + 2 * (height_ + 1 + prime + width_) + 2 * width_) +
-                         sizeof(Vec<T>) * strips * width_ + 2 * sizeof(T) * width_));
-    values_ = carve.take<Vec<T>>(pixels);
+    Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + prime + width_) + 3 * half + strips * width_) +
+                         2 * sizeof(T) * width_));
+    columns_ = carve.take<Point<T>>(points);
     spectrum_ = carve.take<Point<T>>(half);
-    columns_ = carve.take<Point<T>>(height_ + 1);
     prime_scratch_ = carve.take<Point<T>>(prime);
-    packed_row_ = carve.take<Point<T>>(width_);
     weight_ = carve.take<Vec<T>>(half);
-    top_ = carve.take<Vec<T>>(width_);
     bottom_ = carve.take<Vec<T>>(width_);
+    bottom_excess_ = carve.take<Vec<T>>(width_);
     one_.table = carve.take<Vec<T>>(strips * width_);
-    one_.top = carve.take<T>(width_);
     one_.bottom = carve.take<T>(width_);
+    one_.bottom_excess = carve.take<T>(width_);
   }
 
   const Plan<T>& row_plan() const { return row_plan_; }
@@ -59,8 +57,8 @@ class BundleTransform {
       for (int i = 0; i < width_; ++i) put(weight_[k * width_ + i], row[i * L], first, end);
     }
     for (int i = 0; i < width_; ++i) {
-      put(top_[i], one_.top[i], first, end);
       put(bottom_[i], one_.bottom[i], first, end);
+      put(bottom_excess_[i], one_.bottom_excess[i], first, end);
     }
   }
 
@@ -71,27 +69,28 @@ class BundleTransform {
       for (int w = 0; w < width_; w += L) {
         const int n = width_ - w < L ? width_ - w : L;
         Vec<T> r[L];
+#pragma GCC unroll 16
         for (int lane = 0; lane < L; ++lane) r[lane] = read(lane, h, w, n);
         transpose<T>(r);
-        for (int j = 0; j < n; ++j) values_[h * width_ + w + j] = r[j];
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) if (j < n) value(h, w + j) = r[j];
       }
+      if (width_ % 2) column(packed_columns_ - 1)[h].im = Vec<T>{};
     }
     for (int j = 0; j < packed_columns_; ++j) {
-      const int b = j + packed_columns_;
-      for (int h = 0; h < height_; ++h) {
-        columns_[h] = {values_[h * width_ + j], b < width_ ? values_[h * width_ + b] : Vec<T>{}};
-      }
-      forward(column_plan_, columns_, prime_scratch_);
-      columns_[height_] = Point<T>{};
+      const int a = 2 * j, b = a + 1;
+      Point<T>* z = column(j);
+      forward(column_plan_, z, prime_scratch_);
+      z[height_] = Point<T>{};
       for (int k = 0; k < packed_rows_; ++k) {
-        const Point<T> z = columns_[row(k)], y = columns_[partner(k)];
+        const Point<T> here = z[row(k)], mirror = z[partner(k)];
         Point<T>* x = spectrum_ + k * width_;
         if (k == 0) {
-          x[j] = {z.re + z.re, y.re + y.re};
-          if (b < width_) x[b] = {z.im + z.im, y.im + y.im};
+          x[a] = {here.re + here.re, mirror.re + mirror.re};
+          if (b < width_) x[b] = {here.im + here.im, mirror.im + mirror.im};
         } else {
-          x[j] = {z.re + y.re, z.im - y.im};
-          if (b < width_) x[b] = {z.im + y.im, y.re - z.re};
+          x[a] = {here.re + mirror.re, here.im - mirror.im};
+          if (b < width_) x[b] = {here.im + mirror.im, mirror.re - here.re};
         }
       }
     }
@@ -101,17 +100,20 @@ class BundleTransform {
   template <bool filter, bool measure>
   void weigh_rows(double* sums) {
     Vec<T> packed = {}, sum = {};
-    forward(row_plan_, spectrum_, prime_scratch_);
-    for (int i = 0; i < width_; ++i) {
-      const Point<T> here = spectrum_[i], mirror = spectrum_[row_plan_.mirror[i]];
-      const Point<T> top = Point<T>{here.re + mirror.re, here.im - mirror.im} * T(0.5);
-      const Point<T> bottom = Point<T>{here.re - mirror.re, here.im + mirror.im} * T(0.5);
-      const Point<T> weighted_top = top * top_[i], weighted_bottom = bottom * bottom_[i];
-      packed_row_[i] = weighted_top + weighted_bottom;
-      if constexpr (measure) packed += power(top, weighted_top) + power(bottom, weighted_bottom);
+    const auto weigh_packed = [&](int i, Point<T> point, Point<T> negative) {
+      const Point<T> bottom = {point.re - negative.re, point.im + negative.im};
+      if constexpr (measure) {
+        const Point<T> top = {point.re + negative.re, point.im - negative.im};
+        packed += (power(top, top) * weight_[i] + power(bottom, bottom) * bottom_[i]) * T(0.25);
+      }
+      return point * weight_[i] + bottom * bottom_excess_[i];
+    };
+    if constexpr (filter) {
+      convolve_pairs(row_plan_, spectrum_, prime_scratch_, weigh_packed);
+    } else {
+      forward(row_plan_, spectrum_, prime_scratch_);
+      for (int i = 0; i < width_; ++i) weigh_packed(i, spectrum_[i], spectrum_[row_plan_.mirror[i]]);
     }
-    for (int i = 0; i < width_; ++i) spectrum_[i] = packed_row_[i];
-    if constexpr (filter) inverse(row_plan_, spectrum_, prime_scratch_);
     for (int k = 1; k < packed_rows_; ++k) {
       Point<T>* x = spectrum_ + k * width_;
       const Vec<T>* weight = weight_ + k * width_;
@@ -161,7 +163,7 @@ class BundleTransform {
         const T root2 = T(1.41421356237309504880);
         return here == mirror ? Point<T>{g[0] * weight[here] * root2, Vec<T>{}} : Point<T>{g[0], g[1]} * weight[here];
       };
-      const Point<T> top = coefficient(0, top_);
+      const Point<T> top = coefficient(0, weight_);
       const Point<T> bottom = height_ % 2 == 0 ? coefficient(height_ / 2, bottom_) : Point<T>{};
       spectrum_[mirror] = {top.re + bottom.im, bottom.re - top.im};
       spectrum_[here] = {top.re - bottom.im, top.im + bottom.re};
@@ -173,25 +175,24 @@ class BundleTransform {
   template <class Write>
   void inverse_columns(Write&& write) {
     for (int j = 0; j < packed_columns_; ++j) {
-      const int b = j + packed_columns_;
+      const int a = 2 * j, b = a + 1;
+      Point<T>* z = column(j);
       for (int k = 0; k < packed_rows_; ++k) {
         const Point<T>* x = spectrum_ + k * width_;
-        const Point<T> p = x[j], q = b < width_ ? x[b] : Point<T>{};
-        columns_[row(k)] = k == 0 ? Point<T>{p.re, q.re} : Point<T>{p.re - q.im, p.im + q.re};
-        columns_[partner(k)] = k == 0 ? Point<T>{p.im, q.im} : Point<T>{p.re + q.im, q.re - p.im};
+        const Point<T> p = x[a], q = b < width_ ? x[b] : Point<T>{};
+        z[row(k)] = k == 0 ? Point<T>{p.re, q.re} : Point<T>{p.re - q.im, p.im + q.re};
+        z[partner(k)] = k == 0 ? Point<T>{p.im, q.im} : Point<T>{p.re + q.im, q.re - p.im};
       }
-      inverse(column_plan_, columns_, prime_scratch_);
-      for (int h = 0; h < height_; ++h) {
-        values_[h * width_ + j] = columns_[h].re;
-        if (b < width_) values_[h * width_ + b] = columns_[h].im;
-      }
+      inverse(column_plan_, z, prime_scratch_);
     }
     for (int h = 0; h < height_; ++h) {
       for (int w = 0; w < width_; w += L) {
         const int n = width_ - w < L ? width_ - w : L;
         Vec<T> r[L];
-        for (int j = 0; j < L; ++j) r[j] = j < n ? values_[h * width_ + w + j] : Vec<T>{};
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) r[j] = j < n ? value(h, w + j) : Vec<T>{};
         transpose<T>(r);
+#pragma GCC unroll 16
         for (int lane = 0; lane < L; ++lane) write(lane, h, w, n, r[lane]);
       }
     }
@@ -200,6 +201,14 @@ class BundleTransform {
  private:
   int row(int k) const { return column_plan_.position[k]; }
   int partner(int k) const { return sagd::SAGD_ISA::partner(column_plan_, k); }
+
+  // A packed column, and one point more: where the missing partner of row 0 goes.
+  SAGD_INLINE Point<T>* column(int j) { return columns_ + j * (height_ + 1); }
+
+  SAGD_INLINE Vec<T>& value(int h, int w) {
+    Point<T>& point = column(w / 2)[h];
+    return w % 2 == 0 ? point.re : point.im;
+  }
 
   static SAGD_INLINE Vec<T> power(Point<T> a, Point<T> b) { return a.re * b.re + a.im * b.im; }
 
@@ -213,9 +222,8 @@ class BundleTransform {
 
   int height_, width_, packed_columns_, packed_rows_;
   const Plan<T>&column_plan_, &row_plan_;
-  Vec<T>* values_;  // [height][width], a plane a lane
-  Point<T>*spectrum_, *columns_, *prime_scratch_, *packed_row_;
-  Vec<T>*weight_, *top_, *bottom_;  // weights.h's table, a plane a lane
+  Point<T>*columns_, *spectrum_, *prime_scratch_;
+  Vec<T>*weight_, *bottom_, *bottom_excess_;  // weights.h's table, a plane a lane
   WeightTable<T> one_;
 };
 

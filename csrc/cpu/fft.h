@@ -11,24 +11,39 @@ namespace sagd::SAGD_ISA {
 template <class T>
 using Point = Complex<Vec<T>>;
 
+template <class V>
+SAGD_INLINE Complex<V> loaded(Complex<V> a) {
+  return {loaded(a.re), loaded(a.im)};
+}
+
 template <class T>
 void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
 template <class T>
 void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch);
 
+// a times a twiddle factor w, or its conjugate for the inverse transform. Each of the four products loads its factor by
+// itself, the last two through another pointer to the same one: a multiplication broadcasts what it loads for free,
+// while a broadcast that two of them share takes the slot of an addition.
+template <bool inverse, class T>
+SAGD_INLINE Point<T> twiddle(Point<T> a, const T* w, const T* same) {
+  return inverse ? Point<T>{a.re * w[0] + a.im * w[1], a.im * same[0] - a.re * same[1]}
+                 : Point<T>{a.re * w[0] - a.im * w[1], a.im * same[0] + a.re * same[1]};
+}
+
 // One butterfly of a stage, with its twiddles: on the output forward, on the input of the inverse.
 template <int R, bool inverse, bool twiddled, class T>
 SAGD_INLINE void butterfly(Point<T>* x, int span, const T* w) {
+  const T* const same = lanes<float> == 16 ? opaque(w) : w;
   Point<T> v[R];
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
-    v[m] = x[m * span];
-    if (inverse && twiddled && m > 0) v[m] = rotate<true>(v[m], w[2 * m - 2], w[2 * m - 1]);
+    v[m] = loaded(x[m * span]);
+    if (inverse && twiddled && m > 0) v[m] = twiddle<true>(v[m], w + 2 * m - 2, same + 2 * m - 2);
   }
   Butterfly<R, inverse, T, Vec<T>>::run(v);
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
-    if (!inverse && twiddled && m > 0) v[m] = rotate<false>(v[m], w[2 * m - 2], w[2 * m - 1]);
+    if (!inverse && twiddled && m > 0) v[m] = twiddle<false>(v[m], w + 2 * m - 2, same + 2 * m - 2);
     x[m * span] = v[m];
   }
 }
@@ -165,7 +180,7 @@ void fused_stage(const Stage<T>& stage, Point<T>* x, Pointwise&& pointwise) {
   for (int at = 0; at < stage.blocks * R; at += R) {
     Point<T> v[R];
 #pragma GCC unroll 16
-    for (int m = 0; m < R; ++m) v[m] = x[at + m];
+    for (int m = 0; m < R; ++m) v[m] = loaded(x[at + m]);
     Butterfly<R, false, T, Vec<T>>::run(v);
 #pragma GCC unroll 16
     for (int m = 0; m < R; ++m) v[m] = pointwise(at + m, v[m]);
@@ -187,6 +202,59 @@ void convolve(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& p
   for (int s = 0; s < last; ++s) run_stage<false>(plan.stage[s], x, scratch);
   const Stage<T>& stage = plan.stage[last];
   with_radix(stage.radix, [&]<int R>() { fused_stage<R>(stage, x, pointwise); });
+  for (int s = last - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
+}
+
+// The same for a step that needs the point of the negative frequency, too.
+template <int R, class T, class Pointwise>
+void fused_pair_stage(const Plan<T>& plan, Point<T>* x, Pointwise&& pointwise) {
+  for (int at = 0; at < plan.length; at += R) {
+    // the negatives of a block are a block, backwards; but 0, in front of the first block, is its own negative
+    const int back = at == 0 ? 0 : plan.mirror[at] - (R - 1);
+    if (back < at) continue;
+    Point<T> v[R], negative[R], y[R];
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) v[m] = loaded(x[at + m]);
+    Butterfly<R, false, T, Vec<T>>::run(v);
+    if (at == 0) {
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) negative[m] = v[(m + 1) % R];
+    } else {
+#pragma GCC unroll 16
+      for (int m = 0; m < R; ++m) negative[m] = loaded(x[back + m]);
+      Butterfly<R, false, T, Vec<T>>::run(negative);
+    }
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) y[m] = pointwise(at + m, v[m], negative[R - 1 - m]);
+    Butterfly<R, true, T, Vec<T>>::run(y);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) x[at + m] = y[m];
+    if (back == at) continue;
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) y[m] = pointwise(back + m, negative[m], v[R - 1 - m]);
+    Butterfly<R, true, T, Vec<T>>::run(y);
+#pragma GCC unroll 16
+    for (int m = 0; m < R; ++m) x[back + m] = y[m];
+  }
+}
+
+// x <- inverse(y), y = pointwise(position, point, the negative frequency's point) of forward(x).
+template <class T, class Pointwise>
+void convolve_pairs(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& pointwise) {
+  const int last = plan.stages - 1;
+  if (last < 0 || plan.stage[last].prime) {
+    forward(plan, x, scratch);
+    for (int i = 0; i < plan.length; ++i) {
+      const int mirror = plan.mirror[i];
+      const Point<T> point = x[i], negative = x[mirror];
+      if (mirror < i) continue;
+      x[i] = pointwise(i, point, negative);
+      if (mirror > i) x[mirror] = pointwise(mirror, negative, point);
+    }
+    return inverse(plan, x, scratch);
+  }
+  for (int s = 0; s < last; ++s) run_stage<false>(plan.stage[s], x, scratch);
+  with_radix(plan.stage[last].radix, [&]<int R>() { fused_pair_stage<R>(plan, x, pointwise); });
   for (int s = last - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
 }
 

@@ -17,23 +17,30 @@ SAGD_INLINE double factor(const Factors& factors, int64_t plane) {
   }
 }
 
+// Planes of at most this many bytes are fetched into the cache while the ones before them are read.
+constexpr int64_t max_prefetched_bytes = 1 << 18;
+
 // The planes of a group, one for each lane of the transform.
 template <class S, int planes>
 struct Reader {
   const S* base[planes];
-  int count;
   int64_t row_stride, column_stride;
+  int64_t ahead;  // from a group to the next one; beyond the last one, a prefetch of anything does no harm
 
-  Reader(const Planes& tensor, int64_t plane, int n)
-      : count(n), row_stride(tensor.row_stride), column_stride(tensor.column_stride) {
-    for (int lane = 0; lane < n; ++lane) {
-      base[lane] = static_cast<const S*>(tensor.data) + tensor.batch.offset(plane + lane);
+  // Lanes beyond n read the first plane, for nothing.
+  Reader(const Planes& tensor, const Job& job, int64_t plane, int n)
+      : row_stride(tensor.row_stride), column_stride(tensor.column_stride), ahead(0) {
+    if (job.height * job.width * int64_t(sizeof(S)) <= max_prefetched_bytes) {
+      ahead = tensor.batch.offset(plane + planes) - tensor.batch.offset(plane);
+    }
+    for (int lane = 0; lane < planes; ++lane) {
+      base[lane] = static_cast<const S*>(tensor.data) + tensor.batch.offset(lane < n ? plane + lane : plane);
     }
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    if (planes > 1 && lane >= count) return Vec<Compute<S>>{};
     const S* from = base[lane] + h * row_stride + w * column_stride;
+    __builtin_prefetch(from + ahead, 0, 2);
     return column_stride == 1 ? load_first(from, n) : load_strided(from, column_stride, n);
   }
 };
@@ -131,7 +138,7 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   Weights<WeightMap::value, T, Transform> weights(job, transform, 0.5 / pixels(job));
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
-    transform.forward_columns(Reader<S, planes>(job.input, plane, n));
+    transform.forward_columns(Reader<S, planes>(job.input, job, plane, n));
     transform.template weigh_rows<true, false>(nullptr);
     const Scale<T, planes> scale(job.scale, plane, n);
     const Writer<S, planes> write(job.output, job, plane, n);
@@ -167,11 +174,13 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
     weights.load(plane, n);
     transform.noise_rows(stream(job, plane), blocks_per_plane(job));
     const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
-    const Reader<S, planes> read(job.input, plane, n);
+    const Reader<S, planes> read(job.input, job, plane, n);
     const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
     transform.inverse_columns([&](int lane, int h, int w, int k, Vec<T> v) {
       write_noise(lane, h, w, k, v);
-      write_noisy(lane, h, w, k, read(lane, h, w, k) * signal_scale.of[lane] + v * noise_scale.of[lane]);
+      // opaque: this product is rounded, the other one fused, wherever the compiler repeats this code
+      const Vec<T> signal = opaque(read(lane, h, w, k) * signal_scale.of[lane]);
+      write_noisy(lane, h, w, k, signal + v * noise_scale.of[lane]);
     });
   });
 }
@@ -186,7 +195,7 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
   Weights<WeightMap::inverse_square, T, Transform> weights(job, transform, 0.5 / pixels(job));
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
-    const Reader<S, planes> input(job.input, plane, n), target(job.target, plane, n);
+    const Reader<S, planes> input(job.input, job, plane, n), target(job.target, job, plane, n);
     transform.forward_columns(
         [&](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
     double sums[planes];

@@ -40,14 +40,14 @@ class PlaneTransform {
     const int prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t spectrum = int64_t(row_strips_) * pitch_, weight = int64_t(row_strips_) * width_;
     const int64_t points = spectrum + (height_ + 1) + prime;
-    Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + 4 * int64_t(width_) * sizeof(T)));
+    Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + (3 * int64_t(width_) + 2) * sizeof(T)));
     spectrum_ = carve.take<Point<T>>(spectrum);
     columns_ = carve.take<Point<T>>(height_ + 1);  // one more than a column: where the missing partner of row 0 goes
     prime_scratch_ = carve.take<Point<T>>(prime);
     weight_.table = carve.take<Vec<T>>(weight);
-    weight_.top = carve.take<T>(width_);
     weight_.bottom = carve.take<T>(width_);
-    packed_row_ = carve.take<T>(2 * width_);
+    weight_.bottom_excess = carve.take<T>(width_);
+    bottom_noise_ = carve.take<T>(width_ + 2);
     for (int strip = 0; strip < row_strips_; ++strip) {
       for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
     }
@@ -85,20 +85,40 @@ class PlaneTransform {
       Vec<T> sum = {};
       const auto weigh = [&](int i, Point<T> point) {
         const Point<T> y = point * weight[i];
-        if constexpr (measure) sum += point.re * y.re + point.im * y.im;
+        if constexpr (measure) sum += power(point, y);
         return y;
       };
-      if (strip > 0 && filter) {
-        convolve(row_plan_, x, prime_scratch_, weigh);
+      // Lane 0 of the first strip holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
+      // 2 top(l) = P(l) + conj P(-l), 2 i bottom(l) = P(l) - conj P(-l). The table has the top's weight there.
+      const auto weigh_packed = [&](int i, Point<T> point, Point<T> negative) {
+        const Point<T> bottom = {point.re - negative.re, point.im + negative.im};
+        const Point<T> y = point * weight[i] + bottom * lane_0(weight_.bottom_excess[i]);
+        if constexpr (measure) {
+          const Point<T> top = {point.re + negative.re, point.im - negative.im};
+          const Vec<T> packed = (power(top, top) * weight[i] + power(bottom, bottom) * weight_.bottom[i]) * T(0.25);
+          sum += in_lane_0(packed, power(point, y));
+        }
+        return y;
+      };
+      if constexpr (filter) {
+        if (strip == 0) {
+          convolve_pairs(row_plan_, x, prime_scratch_, weigh_packed);
+        } else {
+          convolve(row_plan_, x, prime_scratch_, weigh);
+        }
       } else {
         forward(row_plan_, x, prime_scratch_);
-        if (strip == 0) total += weigh_packed_row<measure>(x);
-        for (int i = 0; i < width_; ++i) x[i] = weigh(i, x[i]);
-        if (strip == 0) put_packed_row(x);
-        if constexpr (filter) inverse(row_plan_, x, prime_scratch_);
+        for (int i = 0; i < width_; ++i) {
+          if (strip == 0) {
+            weigh_packed(i, x[i], x[row_plan_.mirror[i]]);
+          } else {
+            weigh(i, x[i]);
+          }
+        }
       }
       if constexpr (measure) {
-        for (int i = strip == 0; i < L; ++i) total += 2 * double(sum[i]);  // row k stands for -k too
+        // row k stands for -k too, but not the two packed ones
+        for (int i = 0; i < L; ++i) total += (strip == 0 && i == 0 ? 1 : 2) * double(sum[i]);
       }
     }
     if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
@@ -109,6 +129,7 @@ class PlaneTransform {
   void noise_rows(Stream stream, uint64_t /* blocks to the next plane */) {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
+    draw_bottom(stream);
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
@@ -117,14 +138,10 @@ class PlaneTransform {
         Vec<T> g[4];
         draw(stream, orbits, g);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
-        if (mirror != here) x[mirror] = Point<T>{g[2], g[3]} * weight[mirror];
-        x[here] = Point<T>{g[0], g[1]} * weight[here];
-      }
-      if (strip == 0) {
-        for (int i = 0; i < 2 * width_; ++i) packed_row_[i] = 0;
-        noise_row(stream, origin, weight_.top, 0);
-        if (height_ % 2 == 0) noise_row(stream, origin + uint64_t(height_ / 2) * orbits, weight_.bottom, 1);
-        put_packed_row(x);
+        Point<T> point = Point<T>{g[0], g[1]} * weight[here], negative = Point<T>{g[2], g[3]} * weight[mirror];
+        if (strip == 0) pack_noise(point, negative, mirror == here, bottom_noise_ + 2 * l);
+        x[mirror] = negative;
+        x[here] = point;
       }
       inverse(row_plan_, x, prime_scratch_);
     }
@@ -159,7 +176,7 @@ class PlaneTransform {
 #pragma GCC unroll 16
       for (int i = 0; i < L; ++i) {
         if (i < rows) {
-          const Point<T> z = columns_[row(k0 + i)], y = columns_[partner(k0 + i)];
+          const Point<T>&z = columns_[row(k0 + i)], &y = columns_[partner(k0 + i)];
           r[i] = k0 + i == 0 ? first_row(z, y) : combine(z, y);
         } else {
           r[i] = Vec<T>{};
@@ -210,63 +227,52 @@ class PlaneTransform {
          [&](int k, Vec<T> v) { columns_[partner(k)].im = v; });
   }
 
-  // Lane 0 of the first strip holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
-  // top(l) = (P(l) + conj P(-l)) / 2 and i bottom(l) = (P(l) - conj P(-l)) / 2. Leaves the weighted P in packed_row_.
-  template <bool measure>
-  double weigh_packed_row(const Point<T>* x) {
-    double power = 0;
-    for (int i = 0; i < width_; ++i) {
-      const Point<T>&here = x[i], &mirror = x[row_plan_.mirror[i]];
-      const T re = here.re[0], im = here.im[0], mirror_re = mirror.re[0], mirror_im = mirror.im[0];
-      const T top_re = (re + mirror_re) / 2, top_im = (im - mirror_im) / 2;
-      const T bottom_re = (re - mirror_re) / 2, bottom_im = (im + mirror_im) / 2;
-      const T top = weight_.top[i], bottom = weight_.bottom[i];
-      packed_row_[2 * i] = top * top_re + bottom * bottom_re;
-      packed_row_[2 * i + 1] = top * top_im + bottom * bottom_im;
-      if constexpr (measure) {
-        power += double(top) * (top_re * top_re + top_im * top_im);
-        power += double(bottom) * (bottom_re * bottom_re + bottom_im * bottom_im);
-      }
-    }
-    return power;
+  static SAGD_INLINE Vec<T> power(Point<T> a, Point<T> b) { return a.re * b.re + a.im * b.im; }
+
+  // a in lane 0, b in the others.
+  static SAGD_INLINE Vec<T> in_lane_0(Vec<T> a, Vec<T> b) { return lane_0(1) != 0 ? a : b; }
+
+  static SAGD_INLINE Vec<T> lane_0(T a) {
+    Vec<T> v = {};
+    v[0] = a;
+    return v;
   }
 
-  void put_packed_row(Point<T>* x) {
-    for (int i = 0; i < width_; ++i) {
-      x[i].re[0] = packed_row_[2 * i];
-      x[i].im[0] = packed_row_[2 * i + 1];
-    }
-  }
-
-  // Adds the weighted noise spectrum of row 0 (or i times that of row H / 2) to packed_row_. F(-l) = conj F(l), and
-  // F is real where l, too, is its own negative.
-  void noise_row(Stream stream, unsigned __int128 origin, const T* weight, bool bottom) {
+  // The weighted noise spectrum of row H / 2, (re, im) pairs for l = 0 .. W / 2; zero if the height is odd.
+  void draw_bottom(Stream stream) {
     const int orbits = width_ / 2 + 1;
-    for (int l0 = 0; l0 < orbits; l0 += L) {
-      stream.counter = origin + l0;
+    stream.counter += uint64_t(height_ / 2) * orbits;
+    for (int l0 = 0; l0 < orbits; l0 += L, stream.counter += L) {
       Vec<T> g[4];
       draw(stream, 1, g);
       for (int i = 0; i < L && l0 + i < orbits; ++i) {
-        const int here = row_plan_.position[l0 + i], mirror = row_plan_.mirror[here];
-        const bool real = here == mirror;
-        const T re = weight[here] * g[0][i] * (real ? T(1.41421356237309504880) : T(1));
-        const T im = real ? T(0) : weight[here] * g[1][i];
-        add_to_packed_row(here, re, im, bottom);
-        if (!real) add_to_packed_row(mirror, re, -im, bottom);
+        const T weight = height_ % 2 == 0 ? weight_.bottom[row_plan_.position[l0 + i]] : T(0);
+        bottom_noise_[2 * (l0 + i)] = weight * g[0][i];
+        bottom_noise_[2 * (l0 + i) + 1] = weight * g[1][i];
       }
     }
   }
 
-  void add_to_packed_row(int i, T re, T im, bool times_i) {
-    packed_row_[2 * i] += times_i ? -im : re;
-    packed_row_[2 * i + 1] += times_i ? re : im;
+  // Makes lane 0 of the spectrum at l and at -l that of the packed row, top + i bottom: both rows are real, so
+  // F(-l) = conj F(l), and F is real where l is its own negative.
+  SAGD_INLINE void pack_noise(Point<T>& point, Point<T>& negative, bool own_negative, const T* bottom) {
+    T bottom_re = bottom[0], bottom_im = bottom[1];
+    if (own_negative) {
+      const T root2 = T(1.41421356237309504880);
+      point = {in_lane_0(point.re * root2, point.re), in_lane_0(Vec<T>{}, point.im)};
+      bottom_re *= root2;
+      bottom_im = 0;
+    }
+    const Vec<T> re = lane_0(bottom_re), im = lane_0(bottom_im);
+    negative = {in_lane_0(point.re, negative.re) + im, in_lane_0(-point.im, negative.im) + re};
+    point = {point.re - im, point.im + re};
   }
 
   int height_, width_, packed_columns_, packed_rows_, row_strips_, pitch_;
   const Plan<T>&column_plan_, &row_plan_;
   Point<T>*spectrum_, *columns_, *prime_scratch_;
   WeightTable<T> weight_;
-  T* packed_row_;
+  T* bottom_noise_;
 };
 
 }  // namespace sagd::SAGD_ISA

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <utility>
 
 #if defined(__AVX2__)
@@ -51,6 +52,32 @@ SAGD_INLINE To bits(From from) {
   To to;
   std::memcpy(&to, &from, sizeof to);
   return to;
+}
+
+// The vector or pointer itself, in a register: the compiler does not know how it came about.
+template <class V>
+SAGD_INLINE V opaque(V v) {
+#if defined(__x86_64__)
+  if constexpr (std::is_pointer_v<V>) {
+    asm("" : "+r"(v));
+  } else {
+    asm("" : "+v"(v));
+  }
+#elif defined(__aarch64__)
+  if constexpr (std::is_pointer_v<V>) {
+    asm("" : "+r"(v));
+  } else {
+    asm("" : "+w"(v));
+  }
+#endif
+  return v;
+}
+
+// A value that is loaded once. Left to itself, the compiler folds a load into every instruction that uses the value;
+// with wide vectors that takes more load slots than there are. Narrow ones have too few registers to do better.
+template <class V>
+SAGD_INLINE V loaded(V v) {
+  return lanes<float> == 16 ? opaque(v) : v;
 }
 
 // Hands out one piece of memory in parts. Parts of vectors come first, so that every part is aligned.

@@ -11,12 +11,13 @@ namespace sagd::SAGD_ISA {
 enum class WeightMap { value, inverse_square };
 
 // table[strip * width + position]: one vector over the strip's rows k for each position of the row transform.
-// top and bottom hold rows 0 and height / 2 (for odd heights: row 0 again) by position, for the packed row.
+// For the packed row: bottom holds row height / 2 (for odd heights: row 0 again) by position, bottom_excess half of
+// what it exceeds row 0 by.
 // Memory: 2 height width values, filled by one transpose of the weight.
 template <class T>
 struct WeightTable {
   Vec<T>* table;
-  T *top, *bottom;
+  T *bottom, *bottom_excess;
   int64_t kept;  // bins of the full plane with w > 0
 };
 
@@ -67,8 +68,9 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
   for (int l = 0; l < width; ++l) {
     const int64_t column = (l < columns ? l : width - l) * column_stride;
     const T top = weight[column], bottom = weight[middle * row_stride + column];
-    to.top[row_plan.position[l]] = mapped(top);
-    to.bottom[row_plan.position[l]] = mapped(bottom);
+    const int i = row_plan.position[l];
+    to.bottom[i] = mapped(bottom);
+    to.bottom_excess[i] = (mapped(bottom) - mapped(top)) / 2;
     kept += (middle > 0 && bottom > 0) - (top > 0);  // row 0 was counted twice, row height / 2 not at all
   }
   to.kept = int64_t(kept);
