@@ -1,8 +1,9 @@
 """Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft.
 
-On the CPU there is one, registered by the native library. On CUDA devices a call runs the first of `ORDER` that is able
-to. `SAGD_BACKEND` in the environment names one for all calls. With `sagd_kernels.benchmark = True` the first call of
-each kind times those that are able, and the fastest is kept for the process.
+On the CPU there is one, registered by the native library. On CUDA devices a call runs the first of its operator's `ORDER`
+that is able to, which follows the estimates of docs/gpu_costs.md. `SAGD_BACKEND` in the environment names one for all
+calls. With `sagd_kernels.benchmark = True` the first call of each kind times those that are able, and the fastest is
+kept for the process.
 """
 
 import functools
@@ -14,7 +15,14 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-ORDER = ("cuda", "triton", "composite")
+BACKENDS = ("cuda", "triton", "composite")
+NOISE_BACKENDS = ("triton", "cuda", "composite")
+ORDER = {
+    "spectral_filter": BACKENDS,
+    "shaped_noise": NOISE_BACKENDS,
+    "add_noise": NOISE_BACKENDS,
+    "whitened_mse": BACKENDS,
+}
 TITLES = {"cuda": "CUDA kernels", "triton": "Triton kernels", "composite": "composite of torch.fft"}
 
 _fastest: dict[tuple, str] = {}  # by operator, size, dtype and device: what `sagd_kernels.benchmark` found
@@ -35,13 +43,13 @@ def unable(name: str, height: int, width: int, dtype: torch.dtype, device: torch
     return "Triton is not installed" if backend is None else backend.unable(height, width, dtype, device)
 
 
-def _candidates(size: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[str]:
+def _candidates(operator: str, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> list[str]:
     """The backends that a call may run, the preferred one first."""
     forced = os.environ.get("SAGD_BACKEND")
     if forced is None:
-        return [name for name in ORDER if unable(name, *size[-2:], dtype, device) is None]
-    if forced not in ORDER:
-        raise RuntimeError(f"SAGD_BACKEND: expected one of {', '.join(ORDER)}, got {forced!r}")
+        return [name for name in ORDER[operator] if unable(name, *size[-2:], dtype, device) is None]
+    if forced not in BACKENDS:
+        raise RuntimeError(f"SAGD_BACKEND: expected one of {', '.join(BACKENDS)}, got {forced!r}")
     if why := unable(forced, *size[-2:], dtype, device):
         raise RuntimeError(f"SAGD_BACKEND: expected a backend for this call, got {forced!r}; {why}")
     return [forced]
@@ -58,7 +66,7 @@ def on_cuda(operator: str) -> Callable:
             size, dtype = args[0].shape, args[0].dtype
         device = args[0].device
         with torch.cuda.device_of(args[0]):  # where kernels are launched
-            names = _candidates(size, dtype, device)
+            names = _candidates(function, size, dtype, device)
             calls = {name: functools.partial(getattr(_backend(name), function), *args, **kwargs) for name in names}
             return calls[_choice(calls, (operator, tuple(size), dtype, device))]()
 
@@ -89,15 +97,23 @@ def _milliseconds(call: Callable, calls: int = 10, rounds: int = 3) -> float:
     return min(times[1:])
 
 
-def explain(size: Sequence[int], dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> str:
-    """What an operator call on planes [..., H, W] of this dtype and device runs, and why, in a sentence or two.
+def explain(
+    size: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    operator: str = "spectral_filter",
+) -> str:
+    """What a call of an operator on planes [..., H, W] of this dtype and device runs, and why, in a sentence or two.
 
     On a machine without a GPU, a CUDA device is taken for a recent one.
     """
+    if operator not in ORDER:
+        raise ValueError(f"operator: expected one of {', '.join(ORDER)}, got {operator!r}")
     device, (height, width) = torch.device(device), size[-2:]
     if device.type == "cuda":
-        chosen = _candidates(size, dtype, device)[0]
-        why = [unable(name, height, width, dtype, device) for name in ORDER[: ORDER.index(chosen)]]
+        chosen = _candidates(operator, size, dtype, device)[0]
+        passed_over = ORDER[operator][: ORDER[operator].index(chosen)]
+        why = [unable(name, height, width, dtype, device) for name in passed_over]
         plan = _backend(chosen).describe(height, width, dtype, device)
         return "; ".join([f"{TITLES[chosen]}{plan and ': '}{plan}", *filter(None, why)])
     if device.type != "cpu":
