@@ -1,9 +1,9 @@
 """Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft.
 
-On the CPU there is one, registered by the native library. On CUDA devices a call runs the first of its operator's `ORDER`
-that is able to, which follows the estimates of docs/gpu_costs.md. `SAGD_BACKEND` in the environment names one for all
-calls. With `sagd_kernels.benchmark = True` the first call of each kind times those that are able, and the fastest is
-kept for the process.
+On the CPU there is one, registered by the native library. On CUDA devices a call runs the first in its operator's
+`ORDER` that is able to; the order follows the estimates of docs/gpu_costs.md. `SAGD_BACKEND` in the environment names
+one for all calls. With `sagd_kernels.benchmark = True` the first call of each kind times those that are able, and the
+fastest is kept for the process.
 """
 
 import functools
