@@ -432,17 +432,17 @@ def noise_kernel(
             cs = tl.where(column_slot == 0, -column_b[:, None], cs)
             ss = tl.where(column_slot == 0, -column_a[:, None], ss)
 
-        cc = _left(cos_high, cos_low, cc, PASSES)
-        sc = _left(sin_high, sin_low, sc, PASSES)
-        cs = _left(cos_high, cos_low, cs, PASSES)
-        ss = _left(sin_high, sin_low, ss, PASSES)
         n = tl.arange(0, MW)[None, :]
         column_slot = first + tl.arange(0, CHUNK)[:, None]
         c_high, c_low = _constant(columns_basis, column_slot, n, MW, PASSES)
         s_high, s_low = _constant(columns_basis + 2 * MW * MW, column_slot, n, MW, PASSES)
+        cc = _left(cos_high, cos_low, cc, PASSES)
+        sc = _left(sin_high, sin_low, sc, PASSES)
         even_top = _right(cc + sc, c_high, c_low, even_top, PASSES)
-        odd_top = _right(cs + ss, s_high, s_low, odd_top, PASSES)
         even_bottom = _right(cc - sc, c_high, c_low, even_bottom, PASSES)
+        cs = _left(cos_high, cos_low, cs, PASSES)
+        ss = _left(sin_high, sin_low, ss, PASSES)
+        odd_top = _right(cs + ss, s_high, s_low, odd_top, PASSES)
         odd_bottom = _right(cs - ss, s_high, s_low, odd_bottom, PASSES)
 
     norm = _inverse_power_of_two(range_scale) * (2.0 / (H * W)) ** 0.5
@@ -632,14 +632,14 @@ def filter_kernel(
             frequency = tl.arange(0, MW)[:, None]
             c_high, c_low = _constant(columns_basis, frequency, n[None, :], MW, PASSES)
             s_high, s_low = _constant(columns_basis + 2 * MW * MW, frequency, n[None, :], MW, PASSES)
-            z_cc = _right(y_cc, c_high, c_low, zero, PASSES)
-            z_cs = _right(y_cs, s_high, s_low, zero, PASSES)
-            z_sc = _right(y_sc, c_high, c_low, zero, PASSES)
-            z_ss = _right(y_ss, s_high, s_low, zero, PASSES)
-            even_left = factor * _left(cos_high, cos_low, z_cc + z_cs, PASSES)
-            odd_left = factor * _left(sin_high, sin_low, z_sc + z_ss, PASSES)
-            even_right = factor * _left(cos_high, cos_low, z_cc - z_cs, PASSES)
-            odd_right = factor * _left(sin_high, sin_low, z_sc - z_ss, PASSES)
+            z_c = _right(y_cc, c_high, c_low, zero, PASSES)
+            z_s = _right(y_cs, s_high, s_low, zero, PASSES)
+            even_left = factor * _left(cos_high, cos_low, z_c + z_s, PASSES)
+            even_right = factor * _left(cos_high, cos_low, z_c - z_s, PASSES)
+            z_c = _right(y_sc, c_high, c_low, zero, PASSES)
+            z_s = _right(y_ss, s_high, s_low, zero, PASSES)
+            odd_left = factor * _left(sin_high, sin_low, z_c + z_s, PASSES)
+            odd_right = factor * _left(sin_high, sin_low, z_c - z_s, PASSES)
             _store_quadrants(
                 output + _plane(output_strides) * (H * W), first,
                 even_left + odd_left, even_right + odd_right, even_left - odd_left, even_right - odd_right,
