@@ -258,14 +258,18 @@ def _corners(
     of an odd size, its middle does, too."""
     m = tl.arange(0, MH)[:, None]
     n = first + tl.arange(0, COLUMNS)[None, :]
+    # How many neighbouring columns are inside or outside together: what one access may hold.
+    TOGETHER: tl.constexpr = (W // 2) & -(W // 2) if W % 2 == 0 else 1
+    if W % (2 * COLUMNS) != 0:
+        n = tl.max_contiguous(n, [1, TOGETHER])
     top = m * row_stride
     bottom = (H - 1 - m) * row_stride
     left = n * column_stride
     right = (W - 1 - n) * column_stride
     upper = 2 * m < H
     lower = 2 * m < H - 1
-    near = 2 * n < W
-    far = 2 * n < W - 1
+    near = tl.max_constancy(2 * n < W, [1, TOGETHER])
+    far = tl.max_constancy(2 * n < W - 1, [1, TOGETHER])
     return (
         plane + (top + left), plane + (top + right), plane + (bottom + left), plane + (bottom + right),
         upper, lower, near, far,
