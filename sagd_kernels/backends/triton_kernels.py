@@ -143,8 +143,9 @@ def _frequencies(first, SLOTS: tl.constexpr, N: tl.constexpr):
 
 @triton.jit
 def _placed_like(x, loaded):
-    """x, computed by the threads that hold the elements of `loaded`. Without it the compiler draws the normals where
-    no load bound them, and then moves six tiles of radii, cosines and sines through shared memory."""
+    """x, computed by the threads that hold the elements of `loaded`. Otherwise the compiler draws the normals in a
+    layout of its own, and six tiles of radii, cosines and sines go through shared memory.
+    """
     if INTERPRETED:
         return x
     else:
@@ -328,13 +329,13 @@ def _store_quadrants(
 
 
 @triton.jit
-def _line(k, l, stream, amplitude, H: tl.constexpr, W: tl.constexpr):
-    """amplitude F, as A + iB, at frequencies (k, l) of which one is Nyquist's. Where F is real, only the part that a
-    basis function takes up is right."""
+def _line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
+    """scale w F, as A + iB, at frequencies (k, l) of which one is Nyquist's. Where F is real, only the part that a basis
+    function takes up is right."""
     radius_word, angle_word, _, _ = _words(k, l, stream, W)
     angle = angle_word - _half_sample_phase(k, H) - _half_sample_phase(l, W)
     radius, cosine, sine = _normal_pair(radius_word, angle)
-    radius *= tl.where(_own_negative(k, H) & _own_negative(l, W), 0.7071067811865476 * amplitude, amplitude)
+    radius *= weight * tl.where(_own_negative(k, H) & _own_negative(l, W), 0.7071067811865476 * scale, scale)
     return radius * cosine, radius * sine
 
 
@@ -406,13 +407,12 @@ def noise_kernel(
             largest = tl.maximum(largest, tl.max(tl.abs(column)))
         # The largest weight so far sets the range of the sums.
         new_scale = tl.minimum(range_scale, _power_of_two(largest, 4))
-        if SLOTS > CHUNK:
-            if new_scale < range_scale:
-                shrink = new_scale * _inverse_power_of_two(range_scale)
-                even_top *= shrink
-                odd_top *= shrink
-                even_bottom *= shrink
-                odd_bottom *= shrink
+        if SLOTS > CHUNK and new_scale < range_scale:
+            shrink = new_scale * _inverse_power_of_two(range_scale)
+            even_top *= shrink
+            odd_top *= shrink
+            even_bottom *= shrink
+            odd_bottom *= shrink
         range_scale = new_scale
 
         a, b, c, d = _coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
@@ -422,13 +422,13 @@ def noise_kernel(
         cs = d - b
         # The sines of the Nyquist frequencies in slot 0.
         if H % 32 == 0:
-            row_a, row_b = _line(tl.full((1,), H // 2, tl.int32), l, stream, row * range_scale, H, W)
+            half_height = tl.full((1,), H // 2, tl.int32)
+            row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
             sc = tl.where(row_slot == 0, -row_b[None, :], sc)
             ss = tl.where(row_slot == 0, -row_a[None, :], ss)
         if W % 32 == 0 and first == 0:
-            column_a, column_b = _line(
-                column_k, tl.full((1,), W // 2, tl.int32), stream, column * range_scale, H, W
-            )
+            half_width = tl.full((1,), W // 2, tl.int32)
+            column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
             column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, MH))))
             column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, MH))))
             if H % 32 == 0:
