@@ -330,7 +330,7 @@ def _store_quadrants(
 
 @triton.jit
 def _line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
-    """scale w F, as A + iB, at frequencies (k, l) of which one is Nyquist's. Where F is real, only the part that a basis
+    """scale w F, as A + iB, at frequencies (k, l), one of them Nyquist's. Where F is real, only the part that a basis
     function takes up is right."""
     radius_word, angle_word, _, _ = _words(k, l, stream, W)
     angle = angle_word - _half_sample_phase(k, H) - _half_sample_phase(l, W)
