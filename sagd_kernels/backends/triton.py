@@ -97,13 +97,12 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
         args = input.contiguous(), _expand_right(weight, batch)
         return _filter(*args, output=output, scale=scale, target=target, plane_loss=plane_loss)
     axes, strides = grid
-    p = plan(height, width)
+    p, passes = plan(height, width), _passes(input.dtype if target is None else torch.float32)
     rows, columns = _basis(height, p.MH, input.device), _basis(width, p.MW, input.device)
     kernels.filter_kernel[axes](
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
         scale, strides["scale"], weight, strides["weight"], columns[0], columns[1], rows[0], rows[1],
-        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK,
-        PASSES=_passes(input.dtype if target is None else torch.float32), num_warps=p.num_warps, **OPTIONS,
+        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -130,13 +129,12 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         weight = _expand_right(weight, batch)
         return _noise(key, weight, plane_offset, scale=scale, output=output, noisy=noisy, input=input, signal=signal)
     axes, strides = grid
-    p = plan(height, width)
+    p, passes = plan(height, width), _passes(output.dtype)
     rows, columns = _basis(height, p.MH, weight.device), _basis(width, p.MW, weight.device)
     kernels.noise_kernel[axes](
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
         key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns[0], rows[1],
-        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK,
-        PASSES=_passes(output.dtype), num_warps=p.num_warps, **OPTIONS,
+        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
     )  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def _sqrt(x):
 def _radius(word):
     """sqrt(-2 ln u), u = (word + 1/2) 2^-32. Near u = 1, three terms of the series in 1 - u."""
     u = word.to(tl.float32) * 2.0**-32 + 2.0**-33
-    v = (~word).to(tl.float32) * 2.0**-32 + 2.0**-33
+    v = (word ^ 0xFFFFFFFF).to(tl.float32) * 2.0**-32 + 2.0**-33
     series = v * (2 + v * (1 + v * 0.6666667))
     return _sqrt(tl.where(v < 2.0**-5, series, -1.3862943611198906 * _log2(u)))
 
