@@ -125,6 +125,14 @@ def test_an_outlier_costs_no_precision(interpreter):
     assert_operator_close("spectral_filter", x, random_weight(64, 64))
 
 
+@pytest.mark.parametrize("column", [0, 20, 47])
+@pytest.mark.parametrize("factor", [1e5, 1e30])
+def test_a_column_of_large_weights_sets_the_range_wherever_it_stands(interpreter, column, factor):
+    weight = random_weight(8, 96)
+    weight[:, column] *= factor
+    assert_operator_close("shaped_noise", KEY, (2, 8, 96), weight)
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.5])
 def test_whitening_counts_the_bins_that_a_weight_keeps(interpreter, kept):
     weight = random_weight(2, 28, 32)
@@ -183,6 +191,13 @@ def test_strided_arguments(interpreter):
         assert_operator_close("spectral_filter", view, weight, torch.rand(3, 2).T)
         assert_operator_close("whitened_mse", view, x[:, :, 9:], weight)
     assert_operator_close("spectral_filter", x.transpose(-1, -2), random_weight(12, 18))
+
+
+def test_planes_beyond_the_kernels_offsets_are_copied():
+    far = torch.empty_strided((2, 3, 4), (1, 2**30, 2), device="meta")
+    assert backend._addressable(far).is_contiguous()
+    near = torch.empty_strided((2, 3, 4), (2**40, 2**29, 2), device="meta")
+    assert backend._addressable(near) is near
 
 
 def test_batches_that_no_grid_has_the_axes_for(interpreter):

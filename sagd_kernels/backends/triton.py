@@ -95,6 +95,7 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
     *batch, height, width = input.shape
     if math.prod(batch) == 0:
         return
+    input, target, weight = _addressable(input), _addressable(target), _dense(weight)
     grid = _grid(
         batch,
         output=_contiguous_strides(batch),
@@ -123,6 +124,7 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
     if math.prod(batch) == 0:
         return
     lead, key = key.ndim - 1, key.contiguous()
+    input, weight = _addressable(input), _dense(weight)
     grid = _grid(
         batch,
         output=_contiguous_strides(batch),
@@ -191,6 +193,19 @@ def _scale_strides(scale: Tensor | None, batch: Sequence[int]) -> list[int]:
     """Strides along the batch, to which the scale's dimensions broadcast from the left."""
     strides = [] if scale is None else [0 if n == 1 else s for n, s in zip(scale.shape, scale.stride(), strict=True)]
     return (strides + [0] * len(batch))[: len(batch)]
+
+
+def _addressable(planes: Tensor | None) -> Tensor | None:
+    """Planes within which the kernels' 32-bit offsets reach every element; a copy where strides are too large."""
+    if planes is None:
+        return None
+    reach = sum((n - 1) * s for n, s in zip(planes.shape[-2:], planes.stride()[-2:], strict=True))
+    return planes if reach < 2**31 else planes.contiguous()
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """A weight whose planes are contiguous, wherever they stand; a copy where they are not."""
+    return weight if weight[(0,) * (weight.ndim - 2)].is_contiguous() else weight.contiguous()
 
 
 def _expand_left(scale: Tensor, batch: Sequence[int]) -> Tensor:

@@ -65,17 +65,29 @@ def _log2(x):
 
 
 @triton.jit
+def _sqrt(x):
+    """By the special function units: to 2^-23 of it."""
+    if INTERPRETED:
+        return tl.sqrt(x)
+    else:
+        return tl.inline_asm_elementwise(
+            "sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+
+@triton.jit
 def _radius(word):
     """sqrt(-2 ln u), u = (word + 1/2) 2^-32. Near u = 1, three terms of the series in 1 - u."""
     u = word.to(tl.float32) * 2.0**-32 + 2.0**-33
     v = (word ^ 0xFFFFFFFF).to(tl.float32) * 2.0**-32 + 2.0**-33
     series = v * (2 + v * (1 + v * 0.6666667))
-    return tl.sqrt(tl.where(v < 2.0**-5, series, -1.3862943611198906 * _log2(u)))
+    return _sqrt(tl.where(v < 2.0**-5, series, -1.3862943611198906 * _log2(u)))
 
 
 @triton.jit
 def _normal_pair(radius_word, angle_word):
-    """Two normals by Box and Muller's method, from a word for the radius and an angle in 2^-32 turns.
+    """Two normals by Box and Muller's method, from a word for the radius and an angle in 2^-32 turns: the radius, its
+    sign aside, by which the cosine and the sine are to be multiplied.
 
     The nearest half turn, a sign, is split off in integers; the polynomials in the rest, t half turns, are right to
     5e-8. The special function units' sine and cosine would be right to 2^-20 only.
@@ -86,7 +98,7 @@ def _normal_pair(radius_word, angle_word):
     cosine = (((0.2196968 * z - 1.3318802) * z + 4.0584119) * z - 4.9347929) * z + 1.0
     sine = ((((0.07722224 * z - 0.59804645) * z + 2.5500316) * z - 5.1677069) * z + 3.1415926) * t
     radius = (_radius(radius_word).to(tl.uint32, bitcast=True) ^ sign).to(tl.float32, bitcast=True)
-    return radius * cosine, radius * sine
+    return radius, cosine, sine
 
 
 @triton.jit
@@ -97,45 +109,65 @@ def _half_sample_phase(k, N: tl.constexpr):
 
 @triton.jit
 def _stream(key, number, ORBITS: tl.constexpr):
-    """Philox's key words and the first counter (low 64 bits, next 32) of the plane of that number."""
+    """The stream of the plane of that number: Philox's key, and the first counter's lowest word; then, before and after
+    that word carries, which within a plane it does at most once, the next two words."""
     seed = tl.load(key)
     offset = tl.load(key + 1)
     low = offset + number * ORBITS
-    high = tl.umulhi(number, tl.full((), ORBITS, tl.uint64)) + (low < offset).to(tl.uint64)
-    return seed.to(tl.uint32), (seed >> 32).to(tl.uint32), low, high.to(tl.uint32)
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------------
+    high = (tl.umulhi(number, tl.full((), ORBITS, tl.uint64)) + (low < offset).to(tl.uint64)).to(tl.uint32)
+    next_low = low + (1 << 32)
+    next_high = high + (next_low < low).to(tl.uint32)
+    return (
+        seed.to(tl.uint32), (seed >> 32).to(tl.uint32),
+        low.to(tl.uint32), (low >> 32).to(tl.uint32), (next_low >> 32).to(tl.uint32), high, next_high,
+    )  # fmt: skip
 
 
 @triton.jit
-def _weights(weight, row_stride, column_stride, k, l, H: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr):
-    """w(k, l) and w(-k, l), the even part in the columns 0 and W/2; zero beyond the Nyquist frequencies."""
-    here = weight + k * row_stride + l * column_stride
-    mirrored = weight + tl.where(k == 0, 0, H - k) * row_stride + l * column_stride
-    if PADDED:
-        inside = (2 * k <= H) & (2 * l <= W)
-        plus = tl.load(here, mask=inside, other=0.0)
-        minus = tl.load(mirrored, mask=inside, other=0.0)
+def _words(k, l, stream, W: tl.constexpr):
+    """The four words of the Philox block of orbit (k, l)."""
+    k0, k1, c0, c1, next_c1, c2, next_c2 = stream
+    counter = (c0 + (k * (W // 2 + 1)).to(tl.uint32)) + l.to(tl.uint32)
+    carried = counter < c0
+    return _philox(counter, tl.where(carried, next_c1, c1), tl.where(carried, next_c2, c2), k0, k1)
+
+
+# ---- frequencies and weights -----------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _frequencies(first, SLOTS: tl.constexpr, N: tl.constexpr):
+    """The frequencies of some of an axis's slots. Those beyond Nyquist's, where bases are zero, repeat it."""
+    return tl.minimum(first + tl.arange(0, SLOTS), N // 2)
+
+
+@triton.jit
+def _placed_like(x, loaded):
+    """x, computed by the threads that hold the elements of `loaded`. Otherwise the compiler draws the normals in a
+    layout of its own, and six tiles of radii, cosines and sines go through shared memory.
+    """
+    if INTERPRETED:
+        return x
     else:
-        plus = tl.load(here)
-        minus = tl.load(mirrored)
-    own_negative = (l == 0) | (2 * l == W)
-    even = 0.5 * (plus + minus)
-    return tl.where(own_negative, even, plus), tl.where(own_negative, even, minus)
+        x, loaded = tl.broadcast(x, loaded)
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,r", [x, loaded], dtype=tl.int32, is_pure=True, pack=1)
 
 
 @triton.jit
-def _largest_weight(
-    weight, row_stride, column_stride,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr,
-):  # fmt: skip
-    k = tl.arange(0, 2 * MH)
-    l = tl.arange(0, MW)[None, :]
-    inside = (k[:, None] < H) & (2 * l <= W)
-    values = tl.load(weight + k[:, None] * row_stride + l * column_stride, mask=inside, other=0.0)
-    last = tl.load(weight + k * row_stride + (W // 2) * column_stride, mask=k < H, other=0.0)
-    return tl.maximum(tl.max(tl.abs(values)), tl.max(tl.abs(last)))
+def _own_negative(k, N: tl.constexpr):
+    return (k == 0) | (2 * k == N)
+
+
+@triton.jit
+def _weights(weight, k, l, H: tl.constexpr, W: tl.constexpr):
+    """w(k, l) and w(-k, l)"""
+    mirrored = tl.where(k == 0, 0, H - k)
+    return tl.load(weight + (k * (W // 2 + 1) + l)), tl.load(weight + (mirrored * (W // 2 + 1) + l))
+
+
+@triton.jit
+def _largest_weight(plus, minus):
+    return tl.max(tl.maximum(tl.abs(plus), tl.abs(minus)))
 
 
 # ---- products --------------------------------------------------------------------------------------------------------
@@ -227,15 +259,22 @@ def _corners(
     of an odd size, its middle does, too."""
     m = tl.arange(0, MH)[:, None]
     n = first + tl.arange(0, COLUMNS)[None, :]
-    top = plane + m * row_stride
-    bottom = plane + (H - 1 - m) * row_stride
+    # How many neighbouring columns are inside or outside together: what one access may hold.
+    TOGETHER: tl.constexpr = (W // 2) & -(W // 2) if W % 2 == 0 else 1
+    if W % (2 * COLUMNS) != 0:
+        n = tl.max_contiguous(n, [1, TOGETHER])
+    top = m * row_stride
+    bottom = (H - 1 - m) * row_stride
     left = n * column_stride
     right = (W - 1 - n) * column_stride
     upper = 2 * m < H
     lower = 2 * m < H - 1
-    near = 2 * n < W
-    far = 2 * n < W - 1
-    return top + left, top + right, bottom + left, bottom + right, upper, lower, near, far
+    near = tl.max_constancy(2 * n < W, [1, TOGETHER])
+    far = tl.max_constancy(2 * n < W - 1, [1, TOGETHER])
+    return (
+        plane + (top + left), plane + (top + right), plane + (bottom + left), plane + (bottom + right),
+        upper, lower, near, far,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -290,32 +329,39 @@ def _store_quadrants(
 
 
 @triton.jit
-def _coefficients(
-    k, l, k0, k1, low, high, weight, row_stride, column_stride, scale,
-    H: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, PAIRED: tl.constexpr,
-):  # fmt: skip
-    """scale w F at (k, l) as A + iB and at (k, -l) as C + iD (0 where that is the same bin; unless PAIRED, not at all).
+def _line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
+    """scale w F, as A + iB, at frequencies (k, l), one of them Nyquist's. Where F is real, only the part that a basis
+    function takes up is right."""
+    radius_word, angle_word, _, _ = _words(k, l, stream, W)
+    angle = angle_word - _half_sample_phase(k, H) - _half_sample_phase(l, W)
+    radius, cosine, sine = _normal_pair(radius_word, angle)
+    radius *= weight * tl.where(_own_negative(k, H) & _own_negative(l, W), 0.7071067811865476 * scale, scale)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def _coefficients(k, l, stream, plus, minus, scale, H: tl.constexpr, W: tl.constexpr):
+    """scale w F at (k, l) as A + iB and at (k, -l) as C + iD, or 0 where that is the same bin; plus, minus = w(+-k, l).
 
     F is rotated by the half sample that the basis is off. Where F is real, only the part that a basis function takes up
     is right.
     """
-    counter = low + (k * (W // 2 + 1) + l).to(tl.uint64)
-    r0, r1, r2, r3 = _philox(
-        counter.to(tl.uint32), (counter >> 32).to(tl.uint32), tl.where(counter < low, high + 1, high), k0, k1
-    )
+    r0, r1, r2, r3 = _words(k, _placed_like(l, plus), stream, W)
     k_phase = _half_sample_phase(k, H)
     l_phase = _half_sample_phase(l, W)
-    plus, minus = _weights(weight, row_stride, column_stride, k, l, H, W, PADDED)
-    k_special = (k == 0) | (2 * k == H)
-    l_special = (l == 0) | (2 * l == W)
-    plus *= tl.where(k_special & l_special, scale * 0.7071067811865476, scale)
-    a, b = _normal_pair(r0, r1 - (k_phase + l_phase))
-    if PAIRED:
-        minus = tl.where(k_special | l_special, 0.0, minus * scale)
-        c, d = _normal_pair(r2, r3 - (k_phase - l_phase))
-        return a * plus, b * plus, c * minus, d * minus
-    else:
-        return a * plus, b * plus
+    k_own = _own_negative(k, H)
+    l_own = _own_negative(l, W)
+    # The even part of w where l is its own negative.
+    amplitude = tl.where(l_own, 0.5 * scale, scale) * plus + tl.where(l_own, 0.5 * scale, 0.0) * minus
+    amplitude = tl.where(k_own & l_own, 0.7071067811865476 * amplitude, amplitude)
+    radius, cosine, sine = _normal_pair(r0, r1 - k_phase - l_phase)
+    radius *= amplitude
+    a = radius * cosine
+    b = radius * sine
+    amplitude = tl.where(k_own, 0.0, 1.0) * (tl.where(l_own, 0.0, scale) * minus)
+    radius, cosine, sine = _normal_pair(r2, r3 - k_phase + l_phase)
+    radius *= amplitude
+    return a, b, radius * cosine, radius * sine
 
 
 @triton.jit(do_not_specialize=["first_number"])
@@ -329,11 +375,10 @@ def noise_kernel(
     CHUNK column frequencies at a time go through the first product and into the sums of the second.
     """
     ORBITS: tl.constexpr = (H // 2 + 1) * (W // 2 + 1)
-    PADDED: tl.constexpr = (H != 2 * MH) | (W != 2 * MW)
+    SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
     number = first_number.to(tl.uint64) + _plane(number_strides).to(tl.uint64)
-    k0, k1, low, high = _stream(key + _plane(key_strides), number, ORBITS)
+    stream = _stream(key + _plane(key_strides), number, ORBITS)
     weight += _plane(weight_strides)
-    range_scale = _power_of_two(_largest_weight(weight, weight_strides[3], weight_strides[4], H, W, MH, MW), 4)
 
     m = tl.arange(0, MH)[:, None]
     k_columns = tl.arange(0, MH)[None, :]
@@ -343,51 +388,65 @@ def noise_kernel(
     odd_top = tl.zeros((MH, MW), tl.float32)
     even_bottom = tl.zeros((MH, MW), tl.float32)
     odd_bottom = tl.zeros((MH, MW), tl.float32)
-    k = tl.arange(0, MH)
-    for first in range(0, W // 2 + (W % 32 != 0), CHUNK):
-        l = first + tl.arange(0, CHUNK)
-        a, b, c, d = _coefficients(
-            k[:, None], l[None, :], k0, k1, low, high, weight, weight_strides[3], weight_strides[4], range_scale,
-            H, W, PADDED, True,
-        )  # fmt: skip
+    k = _frequencies(0, MH, H)
+    row_slot = tl.arange(0, MH)[:, None]
+    range_scale = tl.full((), 2.0**126, tl.float32)
+    for first in range(0, SLOTS, CHUNK):
+        l = _frequencies(first, CHUNK, W)
+        column_slot = first + tl.arange(0, CHUNK)[None, :]
+        # Nyquist's frequencies that have no slots: a row, and with the first columns a column that ends in the corner.
+        plus, minus = _weights(weight, k[:, None], l[None, :], H, W)
+        largest = _largest_weight(plus, minus)
+        if H % 32 == 0:
+            row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
+            largest = tl.maximum(largest, tl.max(tl.abs(row)))
+        if W % 32 == 0:
+            column_k = _frequencies(0, 2 * MH, H)
+            column_plus, column_minus = _weights(weight, column_k, W // 2, H, W)
+            column = 0.5 * column_plus + 0.5 * column_minus
+            largest = tl.maximum(largest, tl.max(tl.abs(column)))
+        # The largest weight so far sets the range of the sums.
+        new_scale = tl.minimum(range_scale, _power_of_two(largest, 4))
+        if SLOTS > CHUNK and new_scale < range_scale:
+            shrink = new_scale * _inverse_power_of_two(range_scale)
+            even_top *= shrink
+            odd_top *= shrink
+            even_bottom *= shrink
+            odd_bottom *= shrink
+        range_scale = new_scale
+
+        a, b, c, d = _coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
         cc = a + c
         ss = c - a
         sc = -b - d
         cs = d - b
         # The sines of the Nyquist frequencies in slot 0.
-        half_height = tl.full((1,), H // 2, tl.int32)
-        half_width = tl.full((1,), W // 2, tl.int32)
         if H % 32 == 0:
-            row_a, row_b = _coefficients(
-                half_height, l, k0, k1, low, high, weight, weight_strides[3], weight_strides[4], range_scale,
-                H, W, PADDED, False,
-            )  # fmt: skip
-            sc = tl.where(k[:, None] == 0, -row_b[None, :], sc)
-            ss = tl.where(k[:, None] == 0, -row_a[None, :], ss)
+            half_height = tl.full((1,), H // 2, tl.int32)
+            row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
+            sc = tl.where(row_slot == 0, -row_b[None, :], sc)
+            ss = tl.where(row_slot == 0, -row_a[None, :], ss)
         if W % 32 == 0 and first == 0:
-            column_a, column_b = _coefficients(
-                k, half_width, k0, k1, low, high, weight, weight_strides[3], weight_strides[4], range_scale,
-                H, W, PADDED, False,
-            )  # fmt: skip
-            cs = tl.where(l[None, :] == 0, -column_b[:, None], cs)
-            ss = tl.where(l[None, :] == 0, -column_a[:, None], ss)
+            half_width = tl.full((1,), W // 2, tl.int32)
+            column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
+            column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, MH))))
+            column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, MH))))
             if H % 32 == 0:
-                corner, _ = _coefficients(
-                    half_height, half_width, k0, k1, low, high, weight, weight_strides[3], weight_strides[4],
-                    range_scale, H, W, PADDED, False,
-                )  # fmt: skip
-                ss = tl.where((k[:, None] == 0) & (l[None, :] == 0), -corner[:, None], ss)
+                column_a = tl.where(tl.arange(0, MH) == 0, corner_a, column_a)
+            cs = tl.where(column_slot == 0, -column_b[:, None], cs)
+            ss = tl.where(column_slot == 0, -column_a[:, None], ss)
 
+        n = tl.arange(0, MW)[None, :]
+        column_slot = first + tl.arange(0, CHUNK)[:, None]
+        c_high, c_low = _constant(columns_basis, column_slot, n, MW, PASSES)
+        s_high, s_low = _constant(columns_basis + 2 * MW * MW, column_slot, n, MW, PASSES)
         cc = _left(cos_high, cos_low, cc, PASSES)
         sc = _left(sin_high, sin_low, sc, PASSES)
+        even_top = _right(cc + sc, c_high, c_low, even_top, PASSES)
+        even_bottom = _right(cc - sc, c_high, c_low, even_bottom, PASSES)
         cs = _left(cos_high, cos_low, cs, PASSES)
         ss = _left(sin_high, sin_low, ss, PASSES)
-        n = tl.arange(0, MW)[None, :]
-        c_high, c_low = _constant(columns_basis, l[:, None], n, MW, PASSES)
-        s_high, s_low = _constant(columns_basis + 2 * MW * MW, l[:, None], n, MW, PASSES)
-        even_top = _right(cc + sc, c_high, c_low, even_top, PASSES)
         odd_top = _right(cs + ss, s_high, s_low, odd_top, PASSES)
-        even_bottom = _right(cc - sc, c_high, c_low, even_bottom, PASSES)
         odd_bottom = _right(cs - ss, s_high, s_low, odd_bottom, PASSES)
 
     norm = _inverse_power_of_two(range_scale) * (2.0 / (H * W)) ** 0.5
@@ -431,22 +490,23 @@ def _bins(slot, N: tl.constexpr):
 
 
 @triton.jit
-def _even_and_odd(
-    weight, row_stride, column_stride, k, l, bins,
-    H: tl.constexpr, W: tl.constexpr, PADDED: tl.constexpr, WHITEN: tl.constexpr,
-):  # fmt: skip
+def _even_and_odd(weight, k, l, bins, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.constexpr):
     """The parts of the weight that are even and odd in each frequency: u +- v = w(k, +-l).
 
     With WHITEN, of 1/w^2 where w > 0 and 0 elsewhere, and how many of the bins that is.
     """
-    plus, minus = _weights(weight, row_stride, column_stride, k, l, H, W, PADDED)
+    plus, minus = _weights(weight, k, l, H, W)
+    l_own = _own_negative(l, W)
+    even = 0.5 * plus + 0.5 * minus
+    plus = tl.where(l_own, even, plus)
+    minus = tl.where(l_own, even, minus)
     if WHITEN:
         kept = 0.5 * tl.sum(tl.where(plus > 0, bins, 0.0) + tl.where(minus > 0, bins, 0.0))
         plus = _inverse_square(plus)
         minus = _inverse_square(minus)
         return 0.5 * (plus + minus), 0.5 * (plus - minus), kept
     else:
-        return 0.5 * (plus + minus), 0.5 * (plus - minus), 0.0
+        return even, 0.5 * (plus - minus), 0.0
 
 
 @triton.jit
@@ -483,7 +543,6 @@ def filter_kernel(
 
     CHUNK columns of the plane at a time go through the first two products, and come out of the last two.
     """
-    PADDED: tl.constexpr = (H != 2 * MH) | (W != 2 * MW)
     WHITEN: tl.constexpr = target is not None
     COLUMNS: tl.constexpr = (W + 1) // 2
     # A folded sum of four values times MH, and of two times MW, stays below float16's 2^16.
@@ -520,11 +579,12 @@ def filter_kernel(
         ss = _right(_left(sin_high, sin_low, (x00 - x01) - (x10 - x11), PASSES), s_high, s_low, ss, PASSES)
 
     weight += _plane(weight_strides)
-    w_row, w_column = weight_strides[3], weight_strides[4]
     k_bins = _bins(k, H)
     l_bins = _bins(l, W)
-    u, v, kept = _even_and_odd(weight, w_row, w_column, k, l, k_bins * l_bins, H, W, PADDED, WHITEN)
-    v = tl.where((k == 0) | (2 * k == H) | (l == 0) | (2 * l == W), 0.0, v)
+    k = tl.minimum(k, H // 2)
+    l = tl.minimum(l, W // 2)
+    u, v, kept = _even_and_odd(weight, k, l, k_bins * l_bins, H, W, WHITEN)
+    v = tl.where(_own_negative(k, H) | _own_negative(l, W), 0.0, v)
     u_sc = u
     u_cs = u
     u_ss = u
@@ -532,17 +592,17 @@ def filter_kernel(
     half_height = tl.full((1, 1), H // 2, tl.int32)
     half_width = tl.full((1, 1), W // 2, tl.int32)
     if H % 32 == 0:
-        row, _, more = _even_and_odd(weight, w_row, w_column, half_height, l, l_bins, H, W, PADDED, WHITEN)
+        row, _, more = _even_and_odd(weight, half_height, l, l_bins, H, W, WHITEN)
         kept += more
         u_sc = tl.where(k == 0, row, u_sc)
         u_ss = tl.where(k == 0, row, u_ss)
     if W % 32 == 0:
-        column, _, more = _even_and_odd(weight, w_row, w_column, k, half_width, k_bins, H, W, PADDED, WHITEN)
+        column, _, more = _even_and_odd(weight, k, half_width, k_bins, H, W, WHITEN)
         kept += more
         u_cs = tl.where(l == 0, column, u_cs)
         u_ss = tl.where(l == 0, column, u_ss)
     if H % 32 == 0 and W % 32 == 0:
-        corner, _, more = _even_and_odd(weight, w_row, w_column, half_height, half_width, 1.0, H, W, PADDED, WHITEN)
+        corner, _, more = _even_and_odd(weight, half_height, half_width, 1.0, H, W, WHITEN)
         kept += more
         u_ss = tl.where((k == 0) & (l == 0), corner, u_ss)
 
@@ -576,14 +636,14 @@ def filter_kernel(
             frequency = tl.arange(0, MW)[:, None]
             c_high, c_low = _constant(columns_basis, frequency, n[None, :], MW, PASSES)
             s_high, s_low = _constant(columns_basis + 2 * MW * MW, frequency, n[None, :], MW, PASSES)
-            z_cc = _right(y_cc, c_high, c_low, zero, PASSES)
-            z_cs = _right(y_cs, s_high, s_low, zero, PASSES)
-            z_sc = _right(y_sc, c_high, c_low, zero, PASSES)
-            z_ss = _right(y_ss, s_high, s_low, zero, PASSES)
-            even_left = factor * _left(cos_high, cos_low, z_cc + z_cs, PASSES)
-            odd_left = factor * _left(sin_high, sin_low, z_sc + z_ss, PASSES)
-            even_right = factor * _left(cos_high, cos_low, z_cc - z_cs, PASSES)
-            odd_right = factor * _left(sin_high, sin_low, z_sc - z_ss, PASSES)
+            z_c = _right(y_cc, c_high, c_low, zero, PASSES)
+            z_s = _right(y_cs, s_high, s_low, zero, PASSES)
+            even_left = factor * _left(cos_high, cos_low, z_c + z_s, PASSES)
+            even_right = factor * _left(cos_high, cos_low, z_c - z_s, PASSES)
+            z_c = _right(y_sc, c_high, c_low, zero, PASSES)
+            z_s = _right(y_ss, s_high, s_low, zero, PASSES)
+            odd_left = factor * _left(sin_high, sin_low, z_c + z_s, PASSES)
+            odd_right = factor * _left(sin_high, sin_low, z_c - z_s, PASSES)
             _store_quadrants(
                 output + _plane(output_strides) * (H * W), first,
                 even_left + odd_left, even_right + odd_right, even_left - odd_left, even_right - odd_right,
