@@ -7,8 +7,8 @@ Fourier basis along an axis of N samples falls into cosines, even about the midd
 
 So a plane is folded about both middles into four quadrants, each transformed by products with half-size matrices. They
 are named by the basis along the rows' axis (height H, frequency k), then along the columns' (width W, frequency l): cs
-goes with c_k s_l. A matrix has M >= N / 2 slots, a power of two; the sine of the Nyquist frequency,
-which is no cosine, sits in the sines' slot 0 where 32 divides N, else in its own slot N / 2. Other slots are zero.
+goes with c_k s_l. A matrix has M >= N / 2 slots, a power of two; the sine of the Nyquist frequency, which is no cosine,
+sits in the sines' slot 0 where 32 divides N, else in its own slot N / 2. Other slots are zero.
 
 The factors of a product are float16, its sums float32. For float32 results each factor is the sum of two float16
 numbers, and three products keep 22 bits; for bfloat16 results, and where the user allows tf32, one product keeps the 11
@@ -188,7 +188,7 @@ def _inverse_power_of_two(scale):
 
 @triton.jit
 def _constant(matrix, rows, columns, M: tl.constexpr, PASSES: tl.constexpr):
-    """The high and low parts of a matrix of host.basis."""
+    """The high and low parts of a matrix of triton.py's `_basis`."""
     high = tl.load(matrix + rows * M + columns)
     if PASSES == 1:
         return high, high
@@ -581,8 +581,8 @@ def filter_kernel(
     weight += _plane(weight_strides)
     k_bins = _bins(k, H)
     l_bins = _bins(l, W)
-    k = tl.minimum(k, H // 2)
-    l = tl.minimum(l, W // 2)
+    k = _frequencies(0, MH, H)[:, None]
+    l = _frequencies(0, MW, W)[None, :]
     u, v, kept = _even_and_odd(weight, k, l, k_bins * l_bins, H, W, WHITEN)
     v = tl.where(_own_negative(k, H) | _own_negative(l, W), 0.0, v)
     u_sc = u
@@ -628,8 +628,9 @@ def filter_kernel(
         y_cs *= scale_out
         y_sc *= scale_out
         y_ss *= scale_out
-        cos_high, cos_low = _constant(rows_transposed, k, m, MH, PASSES)
-        sin_high, sin_low = _constant(rows_transposed + 2 * MH * MH, k, m, MH, PASSES)
+        sample = tl.arange(0, MH)[:, None]
+        cos_high, cos_low = _constant(rows_transposed, sample, m, MH, PASSES)
+        sin_high, sin_low = _constant(rows_transposed + 2 * MH * MH, sample, m, MH, PASSES)
         zero = tl.zeros((MH, CHUNK), tl.float32)
         for first in range(0, COLUMNS, CHUNK):
             n = first + tl.arange(0, CHUNK)
