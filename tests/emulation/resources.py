@@ -1,8 +1,8 @@
 """Registers, spills and shared memory of the library's kernels, and the table that they are held to.
 
 `python -m tests.emulation.resources` compiles every contender's kernels for every architecture and rewrites
-resources.csv, which takes minutes; with `--check` it compares instead. A test does the same: what spills and did not, or
-needs more than the table says, fails. Change the table on purpose only, and say why in the commit.
+resources.csv, which takes minutes; with `--check` it compares instead. A test does the same: what needs more than the
+table says, or spills for the first time, fails. Change the table on purpose only, and say why in the commit.
 """
 
 import argparse
