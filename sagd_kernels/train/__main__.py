@@ -202,9 +202,10 @@ def main(arguments: list[str] | None = None) -> int:
 def run(given: dict) -> int:
     """Train, sample and report, with the options in `given`; what is absent has its default."""
     from .checkpoint import FILE_NAME, read_checkpoint
-    from .data import open_dataset
-    from .loop import start_processes, train
+    from .data import open_dataset, split_batch
+    from .loop import train
     from .noise import build_process
+    from .processes import start_processes
     from .report import write_report
     from .sampling import sample
 
@@ -219,6 +220,8 @@ def run(given: dict) -> int:
     if path.exists() and not given.get("overwrite") and not (source and path.samefile(source)):
         raise RunError(f"--output: {output} already holds a run; go on with --resume {output}, or --overwrite it")
 
+    execution = Execution(**{field.name: given[field.name] for field in fields(Execution) if field.name in given})
+    split_batch(config.batch, accelerator.num_processes, execution.accumulate)  # fails before the images are read
     dataset = open_dataset(config.dataset, config.data, config.image_size, config.channels)
     channels, height, width = dataset.image_shape
     process = build_process(config.weight, height, width)
@@ -228,7 +231,6 @@ def run(given: dict) -> int:
     accelerator.print(f"network  {config.model}, trained in {config.precision} on {where}")
     accelerator.print(f"output   {output}, from step {step:,} to {config.steps:,}", flush=True)
 
-    execution = Execution(**{field.name: given[field.name] for field in fields(Execution) if field.name in given})
     state = train(config, output, execution=execution, dataset=dataset, process=process, resume=source)
     if state.step < config.steps:
         accelerator.print(f"Stopped at step {state.step:,}: go on with python -m sagd_kernels.train --resume {output}")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from .data import load_batches, open_dataset, split_batch, to_signed
 from .model import build_model
 from .monitor import open_monitor
 from .noise import Purpose, build_process, run_generator, run_key
+from .processes import start_processes
 from .sampling import sample
 
 PREVIEW = dict(count=16, sampler="ddim", steps=20, progress=False)
@@ -88,16 +88,6 @@ class TrainingState:
         model = copy.deepcopy(self.model).eval()
         self.ema.copy_to(model.parameters())
         return model
-
-
-def start_processes() -> Accelerator:
-    """Joins the processes that torchrun or accelerate launch started, if any, each with its device."""
-    accelerator = Accelerator(mixed_precision="no")  # autocast is Config.precision's, whatever the launcher's settings
-    expected = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-    if accelerator.distributed_type not in expected:
-        kind = accelerator.distributed_type.value
-        raise RunError(f"accelerate launch: expected one process or data parallelism (DDP), got {kind}")
-    return accelerator
 
 
 def train(

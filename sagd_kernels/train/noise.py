@@ -23,7 +23,7 @@ class Purpose(IntEnum):
     TIMESTEPS = 2
     TRAINING_NOISE = 3
     SAMPLES = 4
-    MEASUREMENT = 5
+    MEASUREMENT = 6
 
 
 def run_key(seed: int, purpose: Purpose, index: int = 0) -> Tensor:

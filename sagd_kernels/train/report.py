@@ -7,7 +7,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.utils.benchmark import Timer
 from torch.utils.data import Dataset
@@ -22,6 +21,7 @@ from sagd_kernels.reference import full_weight
 from .data import to_signed
 from .loop import TrainingState
 from .noise import Purpose, run_key
+from .processes import start_processes
 from .sampling import tile
 
 STYLE = {
@@ -64,7 +64,7 @@ def write_report(
         "spectrum": spectrum,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processes": PartialState().num_processes,
+        "processes": start_processes().num_processes,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 

@@ -3,7 +3,6 @@
 from itertools import islice
 
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -12,6 +11,7 @@ from sagd_kernels import fold_in
 from sagd_kernels.diffusion import DiffusionProcess, ddim, ddpm
 
 from .noise import Purpose, run_key
+from .processes import start_processes
 
 SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
 
@@ -35,8 +35,8 @@ def sample(
     [-1, 1]. Each image has its own key: it is the same for every `batch` and number of processes, but for the
     network's rounding. All processes of a run must call this.
     """
-    here = PartialState()
-    rank, ranks = here.process_index, here.num_processes
+    accelerator = start_processes()
+    rank, ranks = accelerator.process_index, accelerator.num_processes
     numbers = iter(range(rank * count // ranks, (rank + 1) * count // ranks))
     key, times = run_key(seed, Purpose.SAMPLES), process.schedule.times(steps)
     finished = []
