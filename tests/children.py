@@ -19,9 +19,7 @@ def start(function, *arguments, rank: int = 0, processes: int = 1, port: int = 0
 
 def launch(function, *arguments, processes: int = 2) -> None:
     """Runs `function(*arguments)` in that many processes of one group, and waits for their success."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     children = [start(function, *arguments, rank=rank, processes=processes, port=port) for rank in range(processes)]
     for child in children:
         child.join(timeout=300)
@@ -29,6 +27,12 @@ def launch(function, *arguments, processes: int = 2) -> None:
     for child in children:
         child.kill()  # one that still waits for another
     assert codes == [0] * processes, f"exit codes {codes}"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _run(function, arguments, rank: int, processes: int, port: int) -> None:

@@ -126,7 +126,7 @@ def test_interrupt_finishes_the_step_and_resumes_exactly(train, finished, monkey
     def interrupted_step(accelerator, state, *arguments):
         if state.step == 7:
             signal.raise_signal(signal.SIGINT)
-        step(accelerator, state, *arguments)
+        return step(accelerator, state, *arguments)
 
     monkeypatch.setattr(loop, "train_step", interrupted_step)
     handler = signal.getsignal(signal.SIGINT)
@@ -218,6 +218,8 @@ def test_resuming_is_exact_in_every_precision(precision, tmp_path):
     loop.train(config, tmp_path / "parts", dataset=Flat(), execution=Execution(stop_at=3))
     resumed = loop.train(config, tmp_path / "parts", dataset=Flat(), resume=tmp_path / "parts" / checkpoint.FILE_NAME)
     assert resumed.losses == whole.losses
+    with pytest.raises(RunError, match=r"--lr: the checkpoint has 0\.002, got 0\.1"):
+        loop.train(replace(config, lr=0.1), tmp_path, dataset=Flat(), resume=tmp_path / "whole" / checkpoint.FILE_NAME)
     assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
 
 

@@ -6,13 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("diffusers", reason="the trainer needs the extra 'train'")
 
-from children import CONTEXT, launch, start
+from children import CONTEXT, free_port, launch, start
 from safetensors.torch import load_file
 
 from sagd_kernels.diffusion import DiffusionProcess
@@ -120,6 +121,30 @@ def test_resuming_in_another_number_of_processes(first, second, whole, tmp_path)
     assert_same_run(losses, steps, whole)
 
 
+def interrupted_train(folder):
+    """The second process alone is told to stop, in step 3; it may write nothing."""
+    if os.environ["RANK"] == "1":
+        loss, calls = DiffusionProcess.loss, []
+
+        def interrupt(*args, **kwargs):
+            calls.append(args)
+            if len(calls) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return loss(*args, **kwargs)
+
+        DiffusionProcess.loss = interrupt
+        Path.mkdir = loop.write_checkpoint = None
+    train(folder, preview_every=3)
+
+
+def test_an_interrupted_process_stops_all_and_the_first_one_writes(whole, tmp_path):
+    launch(interrupted_train, tmp_path)
+    tensors, state = read_checkpoint(tmp_path / FILE_NAME)
+    assert state["step"] == 3
+    torch.testing.assert_close(tensors["losses"], whole[0][:3], rtol=1e-4, atol=0)
+    assert [path.name for path in (tmp_path / "previews").iterdir()] == ["0000003.png"]
+
+
 def test_indivisible_batch_is_refused(tmp_path):
     with pytest.raises(RunError, match=r"--batch: expected a multiple of 3, .* --accumulate 3, got 8"):
         train(tmp_path, accumulate=3)
@@ -214,8 +239,8 @@ def test_run_killed_at_other_moments_resumes_exactly(seed, whole, tmp_path):
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"],
-        ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port", "0"],
+        ["torch.distributed.run", "--nproc-per-node", "2", "--master-port"],
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "2", "--main_process_port"],
     ],
     ids=["torchrun", "accelerate"],
 )
@@ -223,9 +248,9 @@ def test_command_line_under_a_launcher(launcher, tmp_path):
     options = ["-m", "sagd_kernels.train", "--model", "tiny", "--steps", "4", "--batch", "8", "--warmup", "1"]
     options += ["--precision", "float32", "--samples", "3", "--sample-steps", "2", "--preview-every", "2"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for name, command in {"one": [], "many": ["-m", *launcher]}.items():
+    for name, command in {"one": [], "many": ["-m", *launcher, str(free_port())]}.items():
         arguments = [sys.executable, *command, *options, "--output", str(tmp_path / name)]
-        result = subprocess.run(arguments, capture_output=True, text=True, env=environment)
+        result = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=600)
         assert result.returncode == 0, result.stderr
     assert result.stdout.count("Done: look at") == 1
     one, many = (load_file(tmp_path / name / FILE_NAME)["losses"] for name in ("one", "many"))

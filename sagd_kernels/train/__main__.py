@@ -234,7 +234,7 @@ def run(given: dict) -> int:
     state = train(config, output, execution=execution, dataset=dataset, process=process, resume=source)
     if state.step < config.steps:
         accelerator.print(f"Stopped at step {state.step:,}: go on with python -m sagd_kernels.train --resume {output}")
-        return 0 if state.step == execution.stop_at else 130  # 130: interrupted, as shells count
+        return 0 if state.step >= (execution.stop_at or config.steps) else 130  # 130: interrupted, as shells count
 
     sampling = {"sampler": given.get("sampler", "ddpm"), "steps": given.get("sample_steps", 100)}
     sampling |= {"clip": given.get("clip", False)}

@@ -94,7 +94,7 @@ def train(
     config: Config,
     folder: Path,
     *,
-    execution: Execution = Execution(),  # noqa: B008, it is frozen
+    execution: Execution | None = None,
     dataset: Dataset | None = None,
     process: DiffusionProcess | None = None,
     resume: Path | None = None,
@@ -107,16 +107,18 @@ def train(
     Args:
         dataset: what `open_dataset` returns, or anything with its `image_shape`, `__len__` and `__getitems__`, in place
             of the images that `config` names.
-        process: in place of the one that `config.weight` names, for another weight, schedule or prediction.
+        process: in place of the one that `config.weight` names, for another weight, `DDPMSchedule` or prediction.
         resume: the checkpoint to continue from. Its config must be `config`, its dataset and process the same.
     """
-    accelerator = start_processes()
+    accelerator, execution = start_processes(), execution or Execution()
     parts = split_batch(config.batch, accelerator.num_processes, execution.accumulate)[accelerator.process_index]
     if dataset is None:
         dataset = open_dataset(config.dataset, config.data, config.image_size, config.channels)
     channels, *plane = dataset.image_shape
     process = (process or build_process(config.weight, *plane)).to(accelerator.device)
     checkpoint = read_checkpoint(resume) if resume else None
+    if checkpoint and (contradictions := Config(**checkpoint[1]["config"]).contradictions(asdict(config))):
+        raise RunError("; ".join(contradictions))
     if checkpoint and checkpoint[1]["images"] != len(dataset):
         raise RunError(f"--data: the checkpoint saw {checkpoint[1]['images']:,} images, here are {len(dataset):,}")
     state = TrainingState(config, channels, checkpoint, accelerator.device)
@@ -136,8 +138,8 @@ def _train_steps(
     config, main = state.config, accelerator.is_main_process
     stop = min(execution.stop_at or config.steps, config.steps)
     network = accelerator.prepare_model(state.model)  # itself or, in many processes, inside DDP
-    loader = load_batches(dataset, config.seed, config.batch, state.step, stop, parts=parts, workers=execution.workers)
-    batches = iter(loader)
+    workers, stopping = execution.workers, False
+    batches = iter(load_batches(dataset, config.seed, config.batch, state.step, stop, parts=parts, workers=workers))
     if main:
         folder.mkdir(parents=True, exist_ok=True)
     with (
@@ -145,9 +147,9 @@ def _train_steps(
         open_monitor(folder, state.step, tensorboard=execution.tensorboard and main) as monitor,
         finish_step_on_interrupt(launched=accelerator.num_processes > 1) as interrupted,
     ):
-        while state.step < stop and not interrupted.is_set():
+        while state.step < stop and not stopping:
             began = time.perf_counter()
-            train_step(accelerator, state, network, process, parts, batches, interrupted)
+            stopping = train_step(accelerator, state, network, process, parts, batches, interrupted)
             seconds = time.perf_counter() - began
             state.seconds += seconds
             curves = {"loss": state.losses[-1], "images/s": config.batch / seconds}
@@ -156,7 +158,8 @@ def _train_steps(
             monitor.scalars(state.step, **curves, lr=state.schedule.get_last_lr()[0])
             if execution.preview_every and state.step % execution.preview_every == 0:
                 samples = sample(state.averaged_model(), process, dataset.image_shape, seed=config.seed, **PREVIEW)
-                monitor.preview(state.step, samples)
+                if main:
+                    monitor.preview(state.step, samples)
             if main and state.step % execution.checkpoint_every == 0 and state.step < stop:
                 state.save(folder / FILE_NAME, len(dataset))
         if main:
@@ -171,12 +174,12 @@ def train_step(
     parts: list[range],
     batches: Iterator[Tensor],
     interrupted: threading.Event,
-) -> None:
+) -> bool:
     """One step on the loss of `process`: `parts` are this process's places in the batch, a backward pass for each, and
     `batches` yields their images.
 
-    What is random belongs to a place in the whole batch, so no split of the batch changes it. `interrupted`, set in one
-    process, is set in all of them.
+    What is random belongs to a place in the whole batch, so no split of the batch changes it. Returns whether
+    `interrupted` was set in any process, which all of them must hear alike, or one would wait for the others.
     """
     config, device = state.config, accelerator.device
     generator = run_generator(config.seed, Purpose.TIMESTEPS, state.step)
@@ -194,9 +197,8 @@ def train_step(
                 share = process.loss(network, images, timesteps[part.start : part.stop], key, plane_offset=plane_offset)
             (share / len(parts)).backward()
         loss += share.detach() / len(parts)
-    loss, requests = accelerator.reduce(torch.stack([loss, loss.new_tensor(interrupted.is_set())]), "mean").tolist()
-    if requests > 0:
-        interrupted.set()
+    request = loss.new_tensor(float(interrupted.is_set()))
+    loss, requests = accelerator.reduce(torch.stack([loss, request]), "mean").tolist()
     if not math.isfinite(loss):
         raise RunError(f"the loss is {loss} at step {state.step}; the last checkpoint is intact, lower --lr")
     if config.grad_clip:
@@ -206,6 +208,7 @@ def train_step(
     state.ema.step(state.model.parameters())
     state.step += 1
     state.losses.append(loss)
+    return requests > 0
 
 
 @contextmanager

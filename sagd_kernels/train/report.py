@@ -46,6 +46,8 @@ def write_report(
     spread = torch.linspace(0, len(dataset) - 1, min(len(dataset), 2048)).long().tolist()
     data = to_signed(dataset.__getitems__(spread))
     curves, spectrum = measure_spectra(process.weight, data, samples, config.seed)
+    accelerator = start_processes()
+    device, processes = accelerator.device, accelerator.num_processes
     method = f"{sampling['sampler'].upper()} in {sampling['steps']} steps"
     caption = (
         f"{len(samples)} samples: {config.dataset}, noise {config.weight}, {state.step:,} training steps, {method}"
@@ -59,12 +61,14 @@ def write_report(
         "loss": loss_ends(state.losses),
         "training_seconds": state.seconds,
         "images_per_second": state.step * config.batch / state.seconds,
-        "noise_share_of_step_time": time_noise(process, data[: config.batch]) / (state.seconds / state.step),
+        "noise_share_of_step_time": time_noise(process.to(device), data[: config.batch].to(device))
+        * (config.batch / processes)
+        / (state.seconds / state.step),
         "samples": {"images": len(samples)} | sampling,
         "spectrum": spectrum,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processes": start_processes().num_processes,
+        "processes": processes,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
@@ -174,13 +178,18 @@ def draw_samples(path: Path, samples: Tensor, caption: str) -> None:
 
 
 def time_noise(process: DiffusionProcess, images: Tensor) -> float:
-    """Seconds that the noise of one step takes here, for all `images` of its batch: the median of some calls."""
+    """Seconds that the noise of one training image takes, in a batch of `images`: the median of some calls."""
     call = Timer(
         "process.add_noise(images, t, key)",
-        globals=dict(process=process, images=images, t=torch.arange(len(images)), key=run_key(0, Purpose.MEASUREMENT)),
+        globals=dict(
+            process=process,
+            images=images,
+            t=torch.zeros(len(images), dtype=torch.int64, device=images.device),
+            key=run_key(0, Purpose.MEASUREMENT).to(images.device),
+        ),
         num_threads=torch.get_num_threads(),
     )
-    return call.blocked_autorange(min_run_time=0.05).median
+    return call.blocked_autorange(min_run_time=0.05).median / len(images)
 
 
 def loss_ends(losses: list[float], window: int = 100) -> dict:
