@@ -234,6 +234,7 @@ def run(given: dict) -> int:
     state = train(config, output, execution=execution, dataset=dataset, process=process, resume=source)
     if state.step < config.steps:
         accelerator.print(f"Stopped at step {state.step:,}: go on with python -m sagd_kernels.train --resume {output}")
+        accelerator.end_training()
         return 0 if state.step >= (execution.stop_at or config.steps) else 130  # 130: interrupted, as shells count
 
     sampling = {"sampler": given.get("sampler", "ddpm"), "steps": given.get("sample_steps", 100)}
@@ -247,6 +248,7 @@ def run(given: dict) -> int:
     accelerator.print(
         f"Done: look at {output / 'samples.png'}, and at noise.png, spectrum.png and metrics.json beside it."
     )
+    accelerator.end_training()
     return 0
 
 
