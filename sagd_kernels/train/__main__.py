@@ -80,13 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="defaults of several options: tiny, for a first look on 2 cores; paper, the U-Net of arXiv 2510.09660,"
+        help="defaults of several options: tiny, 1,000 steps for a first look on 2 cores; paper, the U-Net of arXiv 2510.09660,"
         " batches of 128 and 100,000 steps, for a GPU or many. What else is given overrides them",
     )
     training.add_argument(
         "--model",
         choices=("tiny", "small", "medium", "paper"),
-        help="the U-Net: 0.2, 1.1, 6.1 or 15.9 million parameters; paper is arXiv 2510.09660's"
+        help="the U-Net: 0.2 (for tests), 1.1, 6.1 or 15.9 million parameters; paper is arXiv 2510.09660's"
         f" (default: {Config.model})",
     )
     training.add_argument(
