@@ -80,8 +80,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="defaults of several options: tiny, 1,000 steps for a first look on 2 cores; paper, the U-Net of arXiv 2510.09660,"
-        " batches of 128 and 100,000 steps, for a GPU or many. What else is given overrides them",
+        help="defaults of several options: tiny, 1,000 steps for a first look on 2 cores; paper, the U-Net of"
+        " arXiv 2510.09660, batches of 128 and 100,000 steps, for a GPU or many. What else is given overrides them",
     )
     training.add_argument(
         "--model",

@@ -50,9 +50,10 @@ class Config:
         ]
 
 
-# What --preset sets of a Config. "tiny" trains the default network, which 2 cores can, for a third of the steps: the
-# network of --model tiny draws no digits in as many. "paper" is the U-Net of arXiv 2510.09660 with the power law that it uses most; it does
-# not say how it optimises, so that is as for CIFAR-10 in "Denoising diffusion probabilistic models" (arXiv 2006.11239).
+# What --preset sets of a Config. "tiny" trains the default network, which 2 cores can, for a third of the steps; the
+# network of --model tiny draws no digits in as many. "paper" is the U-Net of arXiv 2510.09660 with a power law of its
+# experiments; it does not say how it optimises, so that is as for CIFAR-10 in "Denoising diffusion probabilistic
+# models" (arXiv 2006.11239), for fewer steps.
 PRESETS = {
     "tiny": dict(steps=1000),
     "paper": dict(model="paper", weight="power:-0.04", steps=100_000, batch=128, lr=2e-4, warmup=5000, ema=0.9999),
