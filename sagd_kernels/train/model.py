@@ -1,16 +1,14 @@
-"""The network and the forward process: diffusers' U-Net and noise schedule, in the sizes of `--model`."""
+"""The network: diffusers' U-Net, in the sizes of `--model`."""
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from .noise import Purpose, run_generator
 
-TRAIN_TIMESTEPS = 1000
-
 # The U-Nets of `--model`, on planes unshuffled by `patch`. All attend in the middle; `attention`: at every lower level.
-PRESETS = {
+SIZES = {
     "tiny": dict(patch=2, channels=(16, 32), layers=1, attention=False),
     "small": dict(patch=2, channels=(32, 64, 64), layers=1, attention=False),
     "medium": dict(patch=2, channels=(64, 128, 128), layers=2, attention=False),
@@ -25,9 +23,9 @@ class Denoiser(nn.Module):
     cropped on the way out; the noise, and its weight, live on the plane of the image itself.
     """
 
-    def __init__(self, preset: str, channels: int):
+    def __init__(self, size: str, channels: int):
         super().__init__()
-        options = PRESETS[preset]
+        options = SIZES[size]
         lower_levels = len(options["channels"]) - 1
         kind = "Attn" if options["attention"] else ""
         self.patch = options["patch"]
@@ -50,13 +48,8 @@ class Denoiser(nn.Module):
         return F.pixel_shuffle(predicted, self.patch)[..., :height, :width]
 
 
-def build_model(preset: str, channels: int, seed: int) -> Denoiser:
+def build_model(size: str, channels: int, seed: int) -> Denoiser:
     """A freshly initialised network; the same seed gives the same parameters, and the global generator is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(run_generator(seed, Purpose.MODEL).get_state())
-        return Denoiser(preset, channels)
-
-
-def build_scheduler(*, clip_sample: bool = False) -> DDIMScheduler:
-    """DDPM's linear schedule over 1,000 timesteps. "trailing" starts sampling at the last, where x_T is noise."""
-    return DDIMScheduler(TRAIN_TIMESTEPS, clip_sample=clip_sample, timestep_spacing="trailing")
+        return Denoiser(size, channels)

@@ -1,4 +1,4 @@
-"""Where a run's randomness comes from: the weight that `--weight` names, and one key for each purpose and step."""
+"""Where a run's randomness comes from: the process that `--weight` names, and one key for each purpose and step."""
 
 from enum import IntEnum
 from functools import cache
@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sagd_kernels import fold_in, key, weights
+from sagd_kernels.diffusion import DDPMSchedule, DiffusionProcess
 
 from .config import RunError
 
@@ -21,8 +22,7 @@ class Purpose(IntEnum):
     ORDER = 1
     TIMESTEPS = 2
     TRAINING_NOISE = 3
-    INITIAL_NOISE = 4
-    INJECTED_NOISE = 5
+    SAMPLES = 4
     MEASUREMENT = 6
 
 
@@ -39,6 +39,11 @@ def _purpose_key(seed: int, purpose: Purpose) -> Tensor:
 def run_generator(seed: int, purpose: Purpose, index: int = 0) -> torch.Generator:
     """The same as a torch generator, for the draws that are not noise."""
     return torch.Generator().manual_seed(run_key(seed, purpose, index)[0].item())
+
+
+def build_process(spec: str, height: int, width: int) -> DiffusionProcess:
+    """Prediction of noise of the weight that `spec` names, along DDPM's linear schedule of 1,000 timesteps."""
+    return DiffusionProcess(DDPMSchedule.linear(), build_weight(spec, height, width), width)
 
 
 def parse_weight(spec: str) -> tuple[str, list[float]]:

@@ -8,18 +8,21 @@ import matplotlib
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.benchmark import Timer
 from torch.utils.data import Dataset
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from sagd_kernels import add_noise, shaped_noise, weights
+from sagd_kernels import shaped_noise, weights
+from sagd_kernels.diffusion import DiffusionProcess
 from sagd_kernels.reference import full_weight
 
 from .data import to_signed
 from .loop import TrainingState
-from .model import build_scheduler
 from .noise import Purpose, run_key
+from .processes import start_processes
+from .sampling import tile
 
 STYLE = {
     "font.size": 11,
@@ -36,19 +39,21 @@ NOISE_TIMESTEPS = (50, 150, 300, 999)
 
 
 def write_report(
-    folder: Path, state: TrainingState, dataset: Dataset, weight: Tensor, samples: Tensor, sampling: dict
+    folder: Path, state: TrainingState, dataset: Dataset, process: DiffusionProcess, samples: Tensor, sampling: dict
 ) -> None:
     """Write all four files; `sampling` says how `samples` [N, C, H, W] were drawn, in the words of `sample`."""
     config = state.config
     spread = torch.linspace(0, len(dataset) - 1, min(len(dataset), 2048)).long().tolist()
     data = to_signed(dataset.__getitems__(spread))
-    curves, spectrum = measure_spectra(weight, data, samples, config.seed)
+    curves, spectrum = measure_spectra(process.weight, data, samples, config.seed)
+    accelerator = start_processes()
+    device, processes = accelerator.device, accelerator.num_processes
     method = f"{sampling['sampler'].upper()} in {sampling['steps']} steps"
     caption = (
         f"{len(samples)} samples: {config.dataset}, noise {config.weight}, {state.step:,} training steps, {method}"
     )
     draw_samples(folder / "samples.png", samples, caption)
-    draw_noise(folder / "noise.png", weight, data[len(data) // 2], config.seed, config.weight)
+    draw_noise(folder / "noise.png", process, data[len(data) // 2], config.seed, config.weight)
     draw_spectrum(folder / "spectrum.png", curves, config.weight)
     metrics = {
         "config": asdict(config),
@@ -56,11 +61,14 @@ def write_report(
         "loss": loss_ends(state.losses),
         "training_seconds": state.seconds,
         "images_per_second": state.step * config.batch / state.seconds,
-        "noise_share_of_step_time": state.noise_seconds / state.seconds,
+        "noise_share_of_step_time": time_noise(process.to(device), data[: config.batch].to(device))
+        * (config.batch / processes)
+        / (state.seconds / state.step),
         "samples": {"images": len(samples)} | sampling,
         "spectrum": spectrum,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "processes": processes,
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
@@ -123,28 +131,29 @@ def draw_spectrum(path: Path, curves: dict, weight_name: str) -> None:
         plt.close(figure)
 
 
-def draw_noise(path: Path, weight: Tensor, image: Tensor, seed: int, weight_name: str) -> None:
+def draw_noise(path: Path, process: DiffusionProcess, image: Tensor, seed: int, weight_name: str) -> None:
     """White and shaped noise of one key: the weight, the noise, and `image` [C, H, W] with ever more of it added."""
-    alphas = build_scheduler().alphas_cumprod[list(NOISE_TIMESTEPS)]
+    timesteps = torch.tensor(NOISE_TIMESTEPS)
     height, width = image.shape[-2:]
     key = run_key(seed, Purpose.MEASUREMENT, 1)
-    rows = {"white": weights.power_law(height, width, 0.0), weight_name: weight}
+    white = DiffusionProcess(process.schedule, weights.power_law(height, width, 0.0), width)
+    batch = image.expand(len(timesteps), -1, -1, -1).contiguous()
+    signal, noise_level = process.levels(timesteps, batch)
     with plt.rc_context(STYLE):
-        columns = len(alphas) + 3
+        columns = len(timesteps) + 3
         figure, grid = plt.subplots(2, columns, figsize=(1.55 * columns, 3.9))
-        for axes, (name, row_weight) in zip(grid, rows.items(), strict=True):
-            noise = shaped_noise(key, image.shape, row_weight)
-            repeated_key = key.expand(len(alphas), 2)  # one key for each, so every column holds the same noise
-            batch = image.expand(len(alphas), -1, -1, -1).contiguous()
-            noisy, _ = add_noise(batch, repeated_key, row_weight, alphas.sqrt(), (1 - alphas).sqrt())
-            plane = torch.fft.fftshift(full_weight(row_weight, width)).numpy()
+        for axes, (name, row) in zip(grid, {"white": white, weight_name: process}.items(), strict=True):
+            # one key for each, so every column holds the same noise
+            noisy, noise = row.add_noise(batch, timesteps, key.expand(len(timesteps), 2))
+            noisy = noisy / (signal + 2 * noise_level)
+            plane = torch.fft.fftshift(full_weight(row.weight, width)).numpy()
             axes[0].imshow(plane, cmap="viridis", vmin=0, interpolation="nearest")
             axes[0].set(xticks=[], yticks=[])
             axes[0].spines[:].set_visible(False)
-            _show(axes[1], noise / 2)
+            _show(axes[1], noise[0] / 2)
             _show(axes[2], image)
-            for axis, picture, alpha in zip(axes[3:], noisy, alphas, strict=True):
-                _show(axis, picture / (alpha.sqrt() + 2 * (1 - alpha).sqrt()))
+            for axis, picture in zip(axes[3:], noisy, strict=True):
+                _show(axis, picture)
             axes[0].set_ylabel(name, fontsize=12, fontweight="bold")
         for axis, title in zip(grid[0], ("weight $w(f)$", "noise", "image $x_0$"), strict=False):
             axis.set_title(title)
@@ -158,19 +167,29 @@ def draw_noise(path: Path, weight: Tensor, image: Tensor, seed: int, weight_name
 
 def draw_samples(path: Path, samples: Tensor, caption: str) -> None:
     """The samples [N, C, H, W] in a square grid."""
-    columns = max(1, round(len(samples) ** 0.5))
-    rows = -(-len(samples) // columns)
-    missing = rows * columns - len(samples)
-    tiles = torch.nn.functional.pad(samples, (1, 1, 1, 1), value=1.0)
-    tiles = torch.cat([tiles, tiles.new_ones(missing, *tiles.shape[1:])])
-    channels, height, width = tiles.shape[1:]
-    grid = tiles.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    grid = tile(samples)
+    height, width = grid.shape[-2:]
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(7, 7 * rows * height / (columns * width)))
-        _show(axes, grid.reshape(channels, rows * height, columns * width))
+        figure, axes = plt.subplots(figsize=(7, 7 * height / width))
+        _show(axes, grid)
         axes.set_title(caption, loc="left", fontsize=10)
         figure.savefig(path)
         plt.close(figure)
+
+
+def time_noise(process: DiffusionProcess, images: Tensor) -> float:
+    """Seconds that the noise of one training image takes, in a batch of `images`: the median of some calls."""
+    call = Timer(
+        "process.add_noise(images, t, key)",
+        globals=dict(
+            process=process,
+            images=images,
+            t=torch.zeros(len(images), dtype=torch.int64, device=images.device),
+            key=run_key(0, Purpose.MEASUREMENT).to(images.device),
+        ),
+        num_threads=torch.get_num_threads(),
+    )
+    return call.blocked_autorange(min_run_time=0.05).median / len(images)
 
 
 def loss_ends(losses: list[float], window: int = 100) -> dict:

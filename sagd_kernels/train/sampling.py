@@ -1,26 +1,24 @@
-"""Sampling: diffusers' DDIM step, with every source of noise shaped."""
+"""Sampling: the library's reference samplers, shared out between the processes of a run."""
+
+from itertools import islice
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sagd_kernels import shaped_noise, spectral_filter, weights
+from sagd_kernels import fold_in
+from sagd_kernels.diffusion import DiffusionProcess, ddim, ddpm
 
-from .model import build_scheduler
 from .noise import Purpose, run_key
+from .processes import start_processes
 
-SAMPLERS = ("ddim", "ddpm")
-
-
-def is_singular(weight: Tensor) -> bool:
-    """Whether some band carries no noise at all."""
-    return bool((weight == 0).any())
+SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
 
 
-@torch.no_grad()
 def sample(
     model: nn.Module,
-    weight: Tensor,
+    process: DiffusionProcess,
     shape: tuple[int, int, int],
     count: int,
     seed: int,
@@ -29,37 +27,40 @@ def sample(
     steps: int = 100,
     clip: bool = False,
     batch: int = 64,
+    progress: bool = True,
 ) -> Tensor:
-    """`count` images [count, *shape] from a network that predicts shaped noise in images from -1 to 1.
+    """`count` images [count, *shape] on the CPU, in every process, from a model of images from -1 to 1.
 
-    Shaping cancels in the deterministic update, so DDIM's step is the usual one; what changes is x_T ~ N(0, Sigma_w)
-    and, for "ddpm" (DDIM with eta = 1), the noise injected at each step. `clip` clamps every prediction of x_0 to
-    [-1, 1] and takes the noise that goes with it. Image number i is the same for every `batch`.
-
-    Where the weight is singular, the network's output and the state are projected on the bands that carry noise at
-    every step: a network leaks a few per cent into a band that it never saw noised, and 1 / sqrt(abar_T) makes that as
-    large as the image.
+    "ddpm" injects shaped noise at every step, "ddim" starts from it alone. `clip` clamps every prediction of x_0 to
+    [-1, 1]. Each image has its own key: it is the same for every `batch` and number of processes, but for the
+    network's rounding. All processes of a run must call this.
     """
-    scheduler = build_scheduler(clip_sample=clip)
-    scheduler.set_timesteps(steps)
-    kept_bands = weights.power(weight, 0) if is_singular(weight) else None
-    eta = 1.0 if sampler == "ddpm" else 0.0
+    accelerator = start_processes()
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    numbers = iter(range(rank * count // ranks, (rank + 1) * count // ranks))
+    key, times = run_key(seed, Purpose.SAMPLES), process.schedule.times(steps)
     finished = []
-    with tqdm(total=steps * count, desc="sampling", unit="image-step") as progress:
-        for start in range(0, count, batch):
-            size = (min(batch, count - start), *shape)
-            place = dict(size=size, weight=weight, plane_offset=start * shape[0])
-            images = shaped_noise(run_key(seed, Purpose.INITIAL_NOISE), **place)
-            for timestep in scheduler.timesteps:
-                predicted = model(images, timestep)
-                if kept_bands is not None:
-                    predicted, images = spectral_filter(predicted, kept_bands), spectral_filter(images, kept_bands)
-                injected = None
-                if eta > 0:
-                    injected = shaped_noise(run_key(seed, Purpose.INJECTED_NOISE, int(timestep)), **place)
-                images = scheduler.step(
-                    predicted, timestep, images, eta=eta, use_clipped_model_output=clip, variance_noise=injected
-                ).prev_sample
-                progress.update(size[0])
-            finished.append(images)
-    return torch.cat(finished)
+    with tqdm(
+        total=steps * count // ranks, desc="sampling", unit="image-step", disable=rank > 0 or not progress
+    ) as bar:
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            bar.update(len(noisy))
+            return model(noisy, timesteps)
+
+        while chunk := list(islice(numbers, batch)):
+            keys = fold_in(key, torch.tensor(chunk)).to(process.weight.device)
+            size, limit = (len(chunk), *shape), 1.0 if clip else None
+            finished.append(SAMPLERS[sampler](process, predict, size, times, keys, clip=limit).cpu())
+    return torch.cat(gather_object(finished))
+
+
+def tile(images: Tensor) -> Tensor:
+    """Images [N, C, H, W] in a square grid [C, ...], with white lines between and white where the last row ends."""
+    columns = max(1, round(len(images) ** 0.5))
+    rows = -(-len(images) // columns)
+    tiles = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0)
+    tiles = torch.cat([tiles, tiles.new_ones(rows * columns - len(images), *tiles.shape[1:])])
+    channels, height, width = tiles.shape[1:]
+    grid = tiles.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return grid.reshape(channels, rows * height, columns * width)
