@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/installed
 PEERS     := $(VENV)/peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint build clean distclean
+.PHONY: help demo test slow bench lint build clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -32,9 +32,13 @@ demo: $(INSTALLED) build ## train a small diffusion model with shaped noise, int
 	@echo "==> Training; results go to runs/demo"
 	@$(BIN)/python -m sagd_kernels.train --output runs/demo --overwrite $(ARGS)
 
-test: $(INSTALLED) build ## run the tests
+test: $(INSTALLED) build ## run the tests, except those that are slow
 	@echo "==> Running the tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+slow: $(INSTALLED) build ## run the slow tests
+	@echo "==> Running the slow tests (half an hour)"
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 bench: $(PEERS) build ## measure against other libraries; results go to benchmarks/results
 	@echo "==> Measuring (about 5 minutes; keep the machine otherwise idle)"
