@@ -246,4 +246,20 @@ SAGD_KERNEL(Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1) whitened_mse(cons
 }
 
 }  // namespace kernel
+
+// *loss = the mean of plane_loss, by one block
+template <int threads>
+__global__ void __launch_bounds__(threads) mean_of(const double* plane_loss, int64_t planes, float* loss) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double* parts = reinterpret_cast<double*>(shared_memory);
+  double sum = 0;
+  for (int64_t plane = threadIdx.x; plane < planes; plane += threads) sum += plane_loss[plane];
+  parts[threadIdx.x] = sum;
+  for (int n = threads / 2; n > 0; n /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < n) parts[threadIdx.x] += parts[threadIdx.x + n];
+  }
+  if (threadIdx.x == 0) *loss = float(parts[0] / double(planes));
+}
+
 }  // namespace sagd::cuda
