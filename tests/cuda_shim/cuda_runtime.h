@@ -96,7 +96,6 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
-inline float __logf(float x) { return std::log(x); }
 inline float __cosf(float x) { return std::cos(x); }
 inline float __sinf(float x) { return std::sin(x); }
 inline void sincospif(float x, float* s, float* c) {

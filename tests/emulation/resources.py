@@ -112,11 +112,12 @@ def complaints(table: Iterable[Row], found: Iterable[Row]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tests.emulation.resources", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the table instead of rewriting it")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these; rows of others stay as they are")
     args = parser.parse_args(arguments)
     table, rows = read_csv(TABLE, Row), []
     for contender in contenders():
-        if contender.missing():
-            print(f"{contender.name}: {contender.missing()}, its rows stay as they are")
+        if why := "not asked for" if contender.name not in (args.contenders or [contender.name]) else contender.missing():
+            print(f"{contender.name}: {why}, its rows stay as they are")
             rows += [row for row in table if row.contender == contender.name]
             continue
         for case in table_cases(contender):
