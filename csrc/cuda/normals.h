@@ -1,6 +1,6 @@
 // Standard normals from the library's stream on one thread: a Philox block gives four, by Box and Muller.
 //
-// Cost per block: 20 wide products and 40 other integer operations of Philox, 4 special functions, about 60 others.
+// Cost per block: 20 wide products and about 45 other integer operations of Philox, 4 special functions, 50 others.
 #pragma once
 
 #include <cuda_runtime.h>

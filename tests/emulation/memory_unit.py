@@ -90,7 +90,8 @@ class MemoryUnit:
         if space == "global":
             return space, self._global.locate(address, width)
         lanes, offset = self._m.lanes(ix), address.view(np.int64)
-        size = {"shared": self._m.shared_bytes, "local": self._m.kernel.local_size, "param": self._m.kernel.param_size}[space]
+        kernel = self._m.kernel
+        size = {"shared": self._m.shared_bytes, "local": kernel.local_size, "param": kernel.param_size}[space]
         high = int(address.max()) + width
         if high > size:
             raise EmulationError(f"{space} access out of bounds: up to byte {high} of {size}")

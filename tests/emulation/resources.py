@@ -116,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     table, rows = read_csv(TABLE, Row), []
     for contender in contenders():
-        if why := "not asked for" if contender.name not in (args.contenders or [contender.name]) else contender.missing():
+        wanted = args.contenders is None or contender.name in args.contenders
+        if why := contender.missing() if wanted else "not asked for":
             print(f"{contender.name}: {why}, its rows stay as they are")
             rows += [row for row in table if row.contender == contender.name]
             continue
