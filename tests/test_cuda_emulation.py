@@ -59,7 +59,7 @@ def test_values(operator, size, capability, poisoned_memory):
     assert len(launches) == 1 + (operator == "whitened_mse") and main.kernel.target == f"sm_{capability}"
     if size == (64, 64):
         assert main.counters.traffic("global", None, 4 * 6 * 64 * 64).sector_efficiency == 1
-        assert main.counters.traffic("shared").conflict_degree < 1.03
+        assert main.counters.traffic("shared").conflict_degree < 1.06  # the tables are filled for a single plane
 
 
 @pytest.mark.slow
@@ -88,7 +88,7 @@ def test_a_sample_is_of_blocks_that_take_all_their_planes(poisoned_memory):
     expected = apply_composite("spectral_filter", x, weight)
     assert torch.allclose(filtered[taken], expected[taken], atol=1e-5)
     assert (filtered[2:blocks] > 1e38).all()  # untouched
-    assert main.counters.blocks_run == 2
+    assert main.counters.blocks_run == 2 and main.counters.traffic("shared").conflict_degree < 1.03
 
 
 def test_errors_come_out_of_the_host_code():
