@@ -310,7 +310,7 @@ class PlaneTransform {
     const int l_mirror = own_negative ? l : width() - l;
     Point *to_here = at(row, shared_.row_position[l]), *to_mirror = at(row, shared_.row_position[l_mirror]);
     const float w_here = weight(pair, height(), l, false);
-    const float w_mirror = weight(pair, height(), l_mirror, true);
+    const float w_mirror = weight(pair, height(), l_mirror, !own_negative);
     if (!own_negative) *to_mirror = mirror * w_mirror;
     *to_here = here * w_here;
   }
