@@ -16,7 +16,10 @@ if not toolchain.has("nvcc", "ptxas"):
 from tests.emulation import cuda
 
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
-QUICK = {(operator, (28, 28), 80) for operator in OPERATORS} | {("shaped_noise", (64, 64), 80), ("shaped_noise", (128, 128), 89)}
+QUICK = {(operator, (28, 28), 80) for operator in OPERATORS} | {
+    ("shaped_noise", (64, 64), 80),
+    ("shaped_noise", (128, 128), 89),
+}
 SPREAD = [(operator, size, 80) for operator in OPERATORS for size in [(28, 28), (32, 32), (64, 64), (40, 24), (15, 9)]]
 NEWER = [(operator, (64, 64), capability) for operator in OPERATORS for capability in (89, 90, 100, 120)]
 UNSTAGED = [(operator, (128, 128), 89) for operator in OPERATORS]  # no room for the weight in shared memory
