@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from tests.emulation import EmulationError, Kernel, Pointer, Race, Unsupported, launch
+from tests.emulation import EmulationError, Kernel, Pointer, Race, Struct, Unsupported, launch
 from tests.emulation.examples import cuda, kernel, single
 
 
@@ -60,6 +60,33 @@ def test_box_muller():
     assert found["mufu"] == 8 * warps  # 2 logarithms, square roots, sines and cosines
     assert run.counters.dram_bytes == (0, 32 * len(words))
     assert run.counters.lanes_per_warp == 32
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        "ld.param.u64 %rd1, [s+8]; ld.param.u32 %r1, [s+4];",
+        "mov.b64 %rd2, s; ld.param.u64 %rd1, [%rd2+8]; ld.param.u32 %r1, [%rd2+4];",
+        "mov.b64 %rd2, s; cvta.param.u64 %rd3, %rd2; ld.u64 %rd1, [%rd3+8]; ld.u32 %r1, [%rd3+4];",
+        "mov.b64 %rd2, s; mul.wide.u32 %rd4, %r0, 0; add.u64 %rd2, %rd2, %rd4; ld.param.v2.u32 {%r2, %r1}, [%rd2];"
+        "ld.param.u64 %rd1, [%rd2+8];",
+    ],
+)
+def test_struct_by_value(load):
+    """{unused, n, pointer}: element n of an array, by the struct's name, by its address and by a generic address."""
+    body = f"""{load} mul.wide.u32 %rd6, %r1, 4; add.u64 %rd1, %rd1, %rd6; ld.global.f32 %f1, [%rd1];
+        ld.param.u64 %rd5, [y]; add.u64 %rd5, %rd5, %rd0; st.global.f32 [%rd5], %f1;"""
+    array, out = np.arange(10, dtype=np.float32), np.zeros(4, np.float32)
+    data = np.array([99, 3, 0, 0], np.uint32).tobytes()
+    struct = Struct(data, {8: Pointer(array, 8)})
+    launch(single(body, "align 8 .b8 s[16]", "u64 y"), (1,), (4,), [struct, out])
+    assert (out == 5).all()
+
+
+def test_struct_ends_where_it_ends():
+    body = "mov.b64 %rd2, s; ld.param.u32 %r1, [%rd2+16];"
+    with pytest.raises(EmulationError, match="param access out of bounds: up to byte 20 of 16"):
+        launch(single(body, "align 8 .b8 s[16]"), (1,), (4,), [bytes(16)])
 
 
 def test_integer_instructions():

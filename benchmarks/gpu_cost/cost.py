@@ -82,9 +82,10 @@ def cost(contender: Contender, case: Case, sample: int) -> list[Row]:
     rows = []
     for name, device in DEVICES.items():
         launches = contender.launches(case, int(device.arch.removeprefix("sm_")), sample)
-        if not launches:
-            raise ValueError(f"{contender.name}: no launch for {label(case)}")
-        rows.append(_row(contender, case, name, device, launches, [estimate(each, device) for each in launches]))
+        if launches:
+            rows.append(_row(contender, case, name, device, launches, [estimate(each, device) for each in launches]))
+    if not rows:
+        raise ValueError(f"{contender.name}: no launch for {label(case)}")
     return rows
 
 

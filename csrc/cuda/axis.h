@@ -150,7 +150,8 @@ SAGD_INLINE int position(const A& axis, int k) {
 // The shape of a plane: `columns` is the axis along a column (height points), `rows` the one along a row. Here any.
 struct AnyShape {
   using Number = Count;
-  static constexpr int max_threads = 512, min_blocks = 1;  // of a block, on a multiprocessor
+  static constexpr int max_threads = 256, min_blocks = 1;  // of a block, on a multiprocessor
+  static constexpr bool always_staged = false;
   Axis columns, rows;
   Count packed_columns, packed_rows, orbits;
   int threads;  // for each plane; depends on the shape alone
@@ -166,6 +167,8 @@ struct FixedShape {
   static constexpr int threads = threads_;
   static constexpr int packed_columns = (Rows::length + 1) / 2, packed_rows = (Columns::length + 1) / 2;
   static constexpr int orbits = Rows::length / 2 + 1;
+  // whether the weight, 2 bytes a pixel, finds room beside the plane on every GPU: a block has 99 KB at least
+  static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10;
 };
 
 }  // namespace sagd::cuda

@@ -130,7 +130,7 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight
     const int64_t of_weight = job.weight.batch.offset(one_table || idle ? first : plane);
     Weight<map> weight{static_cast<const float*>(job.weight.data) + of_weight, job.weight.row_stride,
                        job.weight.column_stride, shape.rows.length, weight_factor, false};
-    if (call.tables > 0) {
+    if (Shape::always_staged || call.tables > 0) {
       float* table = shared.tables + (one_table ? 0 : slot * table_size(shape));
       const int step = one_table ? int(blockDim.x) : shape.threads;
       const int start = of_weight == staged ? table_size(shape) : one_table ? int(threadIdx.x) : thread;
@@ -145,6 +145,10 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight
 namespace kernel {
 
 #define SAGD_KERNEL(min_blocks) __global__ void __launch_bounds__(Shape::max_threads, min_blocks)
+
+// Two inputs, or two outputs, need more registers than a shape's blocks a multiprocessor leave.
+template <class Shape>
+constexpr int fewer_blocks = Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1;
 
 // Forward, times the weight, inverse. The transforms multiply by height width, the separation of the columns by 2
 // besides; the weight undoes both.
@@ -168,7 +172,7 @@ SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shap
 // The inverse alone, of a spectrum that is drawn where it is used. With `add`, noisy = signal_scale input + scale noise
 // and the noise; else scale noise.
 template <bool add, class S, class Shape>
-SAGD_KERNEL(Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
       call, sqrtf(0.5f / pixels(shape)),
@@ -213,9 +217,8 @@ __device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int 
 
 // plane_loss = mean over the bins with w > 0 of |F(input - target)|^2 / w^2, F unitary; output, unless null, the
 // residual times 1 / w^2 times height width over the number of those bins: 2 output / numel is the gradient.
-// Two inputs and a sum need more registers than the others have.
 template <class S, class Shape>
-SAGD_KERNEL(Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1) whitened_mse(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::inverse_square, true>(
       call, 0.5f / pixels(shape),
@@ -246,4 +249,20 @@ SAGD_KERNEL(Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1) whitened_mse(cons
 }
 
 }  // namespace kernel
+
+// *loss = the mean of plane_loss, by one block
+template <int threads>
+__global__ void __launch_bounds__(threads) mean_of(const double* plane_loss, int64_t planes, float* loss) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  double* parts = reinterpret_cast<double*>(shared_memory);
+  double sum = 0;
+  for (int64_t plane = threadIdx.x; plane < planes; plane += threads) sum += plane_loss[plane];
+  parts[threadIdx.x] = sum;
+  for (int n = threads / 2; n > 0; n /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < n) parts[threadIdx.x] += parts[threadIdx.x + n];
+  }
+  if (threadIdx.x == 0) *loss = float(parts[0] / double(planes));
+}
+
 }  // namespace sagd::cuda

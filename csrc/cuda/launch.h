@@ -27,6 +27,7 @@ struct Blocks {
   int tables = 0;
   size_t shared_bytes = 0;
   int resident = 0;  // blocks on the whole device at a time
+  std::vector<uint16_t> rows;  // see order_rows
 };
 
 // The choice that keeps most planes on a multiprocessor. The weight stays in its place in memory only if a plane fits
@@ -47,10 +48,11 @@ Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool me
       SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, planes * shape.threads, bytes));
       if (blocks * planes <= most) continue;
       most = blocks * planes;
-      best = {planes, tables, bytes, blocks * multiprocessors};
+      best = {planes, tables, bytes, blocks * multiprocessors, {}};
     }
     if (most > 0) break;
   }
+  best.rows = order_rows(shape);
   return best;
 }
 
@@ -77,7 +79,7 @@ void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shap
                              " do not fit the shared memory of this device");
   }
   Call<Shape> call{job, shape, blocks.planes_per_block, blocks.tables, {}};
-  order_rows(call);
+  std::copy(blocks.rows.begin(), blocks.rows.end(), call.rows);
   const int64_t bundles = (job.planes + blocks.planes_per_block - 1) / blocks.planes_per_block;
   const dim3 grid(unsigned(std::min<int64_t>(bundles, blocks.resident)));
   void* arguments[] = {&call};

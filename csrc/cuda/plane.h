@@ -99,14 +99,11 @@ class PlaneTransform {
 
   // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
   __device__ __forceinline__ void noise_rows(const Stream& stream, const Weight<WeightMap::value>& weight) {
-    const int orbits = shape_.orbits, tasks = orbits * (1 + shape_.packed_rows);
+    for (int l = start_; l < shape_.orbits; l += shape_.threads) draw_packed_row(stream, weight, l);
+    const int tasks = shape_.orbits * shape_.packed_rows;
     for (int task = start_; task < tasks; task += shape_.threads) {
-      if (task < orbits) {
-        draw_packed_row(stream, weight, task);
-      } else {
-        const int l = quotient(task - orbits, shape_.packed_rows), row = task - orbits - l * shape_.packed_rows;
-        if (row > 0) draw_row(stream, weight, row, l);
-      }
+      const int l = quotient(task, shape_.packed_rows), row = task - l * shape_.packed_rows;
+      if (row > 0) draw_row(stream, weight, row, l);
     }
     __syncthreads();
     inverse_rows(false);
@@ -313,7 +310,7 @@ class PlaneTransform {
     const int l_mirror = own_negative ? l : width() - l;
     Point *to_here = at(row, shared_.row_position[l]), *to_mirror = at(row, shared_.row_position[l_mirror]);
     const float w_here = weight(pair, height(), l, false);
-    const float w_mirror = weight(pair, height(), l_mirror, true);
+    const float w_mirror = weight(pair, height(), l_mirror, !own_negative);
     if (!own_negative) *to_mirror = mirror * w_mirror;
     *to_here = here * w_here;
   }

@@ -56,10 +56,9 @@ inline std::optional<AnyShape> any_shape(int64_t height, int64_t width) {
   const auto columns = make_axis(int(height), false), rows = make_axis(int(width), true);
   if (!columns || !rows) return {};
   AnyShape shape{*columns, *rows, Count(int(width + 1) / 2), Count(int(height + 1) / 2), Count(int(width) / 2 + 1), 1};
-  // 16 pixels at a time keep a thread busy; planes that leave no room for a second one get more threads
-  const int tasks = int(height * width + 15) / 16;
+  const int tasks = int(height * width + 15) / 16;  // 16 pixels at a time keep a thread busy
   shape.threads = tasks < 32 ? int(std::bit_ceil(unsigned(tasks)))
-                             : std::min((tasks + 31) / 32 * 32, height * width > 1 << 14 ? 512 : 256);
+                             : std::min((tasks + 31) / 32 * 32, AnyShape::max_threads);
   return shape;
 }
 
@@ -87,19 +86,31 @@ size_t shared_bytes(const Shape& shape, int planes_per_block, int tables, bool m
   return Shared<Shape>(nullptr, shape, planes_per_block, tables, measure).bytes;
 }
 
-// The packed rows in the order of the storage, so that neighbouring threads find them in neighbouring rows.
+// The frequencies of the packed rows: of every pair k and -k one, 0 first. Neighbouring threads work on neighbouring
+// packed rows, so of 16 in a row, neither the rows of k nor those of -k meet in a bank, if that can be.
 template <class Shape>
-void order_rows(Call<Shape>& call) {
-  const int height = call.shape.columns.length;
-  std::vector<int> frequency(height);
-  for (int k = 0; k < height; ++k) frequency[position(call.shape.columns, k)] = k;
-  std::vector<bool> taken(height);
-  int n = 0;
-  for (int k : frequency) {
-    if (taken[k] || (2 * k == height)) continue;
-    taken[k] = taken[k > 0 ? height - k : 0] = true;
-    call.rows[n++] = uint16_t(k);
+std::vector<uint16_t> order_rows(const Shape& shape) {
+  constexpr int group = 16;  // threads whose points are read or written at once
+  const int height = shape.columns.length;
+  const auto negative = [&](int k) { return k > 0 ? height - k : 0; };
+  const auto second = [&](int k) { return k > 0 ? height - k : height / 2; };
+  const auto bank = [&](int k) { return position(shape.columns, k) * pitch(shape) % group; };
+  std::vector<int> waiting(height);  // in the order of the storage
+  for (int k = 0; k < height; ++k) waiting[position(shape.columns, k)] = k;
+  std::erase(waiting, height % 2 == 0 ? height / 2 : height);
+  std::vector<uint16_t> rows;
+  unsigned of_first = 0, of_second = 0;  // banks that the group uses
+  while (!waiting.empty()) {
+    if (rows.size() % group == 0) of_first = of_second = 0;
+    const auto free = std::find_if(waiting.begin(), waiting.end(), [&](int k) {
+      return !(of_first >> bank(k) & 1) && !(of_second >> bank(second(k)) & 1);
+    });
+    const int k = rows.empty() ? 0 : free != waiting.end() ? *free : waiting.front();
+    of_first |= 1u << bank(k), of_second |= 1u << bank(second(k));
+    rows.push_back(uint16_t(k));
+    std::erase_if(waiting, [&](int other) { return other == k || other == negative(k); });
   }
+  return rows;
 }
 
 }  // namespace sagd::cuda

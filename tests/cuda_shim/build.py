@@ -1,5 +1,6 @@
 """Compiles the CUDA kernels for the CPU, with the compiler that built the library."""
 
+import fcntl
 import os
 import shlex
 import subprocess
@@ -31,15 +32,19 @@ def build_library() -> Path:
     sources = {source: f"-x c++ {source}" for source in sorted((csrc / "cuda").glob("*.cu"))}
     sources |= {source: str(source) for source in (SHIM / "shim.cpp", SHIM / "stream.cpp")}
     sources[csrc / "bindings_cuda.cpp"] = f"{BINDINGS} {csrc / 'bindings_cuda.cpp'}"
-    with (directory / "build.ninja").open("w") as file:
-        graph = ninja.Writer(file)
-        flags = FLAGS.format(csrc=csrc)
-        graph.rule("compile", f"{compiler()} -MD -MF $out.d {flags} -c $source -o $out", depfile="$out.d", deps="gcc")
-        graph.rule("link", f"{compiler()} -shared -Wl,-z,defs $in -L{TORCH / 'lib'} -ltorch_cpu -ldl -o $out")
-        for source, command in sources.items():
-            graph.build(f"{source.stem}.o", "compile", str(source), variables={"source": command})
-        graph.build("shim.so", "link", [f"{source.stem}.o" for source in sources])
-    run(os.path.join(ninja.BIN_DIR, "ninja"), "-C", directory, "--quiet")
+    with (directory / "lock").open("w") as lock:  # of processes that build at the same time, one does
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with (directory / "build.ninja").open("w") as file:
+            graph = ninja.Writer(file)
+            flags = FLAGS.format(csrc=csrc)
+            graph.rule(
+                "compile", f"{compiler()} -MD -MF $out.d {flags} -c $source -o $out", depfile="$out.d", deps="gcc"
+            )
+            graph.rule("link", f"{compiler()} -shared -Wl,-z,defs $in -L{TORCH / 'lib'} -ltorch_cpu -ldl -o $out")
+            for source, command in sources.items():
+                graph.build(f"{source.stem}.o", "compile", str(source), variables={"source": command})
+            graph.build("shim.so", "link", [f"{source.stem}.o" for source in sources])
+        run(os.path.join(ninja.BIN_DIR, "ninja"), "-C", directory, "--quiet")
     return directory / "shim.so"
 
 

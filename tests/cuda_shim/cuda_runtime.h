@@ -10,9 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -40,9 +42,46 @@ Place here();
 void barrier();
 // Runs a kernel: body once on every thread of every block.
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
-// Notes a launch, for emulators of the same kernel's PTX: see shim_last_launch in shim.cpp.
-void note(const void* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument,
-          size_t size);
+
+// The device that the functions below describe. At first it has an H100's shared memory, so few multiprocessors that
+// blocks take many planes, and runs kernels here; emulators of the same kernels' PTX put theirs in its place.
+struct Device {
+  int number, shared_bytes_per_block, multiprocessors;
+  // Blocks of a kernel that a multiprocessor holds; the kernel is named as in its PTX.
+  int (*resident)(const char* kernel, int threads, size_t shared_bytes);
+  // A launch, unless null: the parameters one behind the other, each where its alignment puts it, and where among them
+  // there are pointers. They are valid during the call.
+  void (*launch)(const char* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, const char* parameters,
+                 size_t size, const size_t* pointers, size_t pointer_count);
+};
+extern Device device;
+constexpr size_t shared_capacity = 227 << 10;  // of the memory that kernels share here
+
+// The name of a kernel as in its PTX.
+const char* name(const void* kernel);
+
+// The parameters of a launch as shim::Device::launch gets them.
+struct Parameters {
+  std::vector<char> data;
+  std::vector<size_t> pointers;
+
+  template <class T>
+  void add(const T& value) {
+    const size_t at = (data.size() + alignof(T) - 1) / alignof(T) * alignof(T);
+    data.resize(at + sizeof(T));
+    std::memcpy(data.data() + at, &value, sizeof(T));
+    const auto note = [&](const auto& pointer) {
+      pointers.push_back(at + (reinterpret_cast<const char*>(&pointer) - reinterpret_cast<const char*>(&value)));
+    };
+    if constexpr (std::is_pointer_v<T>) {
+      note(value);
+    } else if constexpr (requires { value.job; }) {
+      const auto& job = value.job;
+      note(job.input.data), note(job.target.data), note(job.weight.data), note(job.scale.data);
+      note(job.signal_scale.data), note(job.keys), note(job.output), note(job.noise), note(job.plane_loss);
+    }
+  }
+};
 
 }  // namespace shim
 
@@ -57,7 +96,6 @@ template <class T>
 T __ldg(const T* p) {
   return *p;
 }
-inline float __logf(float x) { return std::log(x); }
 inline float __cosf(float x) { return std::cos(x); }
 inline float __sinf(float x) { return std::sin(x); }
 inline void sincospif(float x, float* s, float* c) {
@@ -72,20 +110,14 @@ enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
-namespace shim {
-
-// The device that the functions describe: an H100's shared memory, so few multiprocessors that blocks take many planes.
-constexpr int shared_bytes_per_block = 227 << 10, multiprocessors = 2, warps_per_multiprocessor = 16;
-
-}  // namespace shim
-
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return "invalid argument"; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = shim::device.number, cudaSuccess; }
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
-  *value = name == cudaDevAttrMultiProcessorCount ? shim::multiprocessors : shim::shared_bytes_per_block;
+  const shim::Device& device = shim::device;
+  *value = name == cudaDevAttrMultiProcessorCount ? device.multiprocessors : device.shared_bytes_per_block;
   return cudaSuccess;
 }
 
@@ -95,19 +127,25 @@ cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
 }
 
 template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int threads, size_t shared_bytes) {
-  const int by_memory = shim::shared_bytes_per_block / int(shared_bytes + 1024), warps = (threads + 31) / 32;
-  *blocks = std::min(by_memory, shim::warps_per_multiprocessor / warps);
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel kernel, int threads,
+                                                          size_t shared_bytes) {
+  *blocks = shim::device.resident(shim::name(reinterpret_cast<const void*>(kernel)), threads, shared_bytes);
   return cudaSuccess;
 }
 
 template <class... P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                              cudaStream_t) {
-  if (shared_bytes > size_t(shim::shared_bytes_per_block) || block.x > 1024) return cudaErrorInvalidValue;
+  const shim::Device& device = shim::device;
+  if (shared_bytes > size_t(device.shared_bytes_per_block) || block.x > 1024) return cudaErrorInvalidValue;
   [&]<size_t... i>(std::index_sequence<i...>) {
-    shim::note(reinterpret_cast<const void*>(kernel), grid.x, block.x, shared_bytes, arguments[0],
-               std::max({sizeof(P)...}));
+    if (device.launch) {
+      shim::Parameters given;
+      (given.add(*static_cast<std::remove_const_t<P>*>(arguments[i])), ...);
+      device.launch(shim::name(reinterpret_cast<const void*>(kernel)), grid.x, block.x, shared_bytes,
+                    given.data.data(), given.data.size(), given.pointers.data(), given.pointers.size());
+      return;
+    }
     shim::run(grid.x, block.x, shared_bytes, [&] { kernel(*static_cast<std::remove_const_t<P>*>(arguments[i])...); });
   }(std::index_sequence_for<P...>{});
   return cudaSuccess;

@@ -7,7 +7,6 @@
 #include <cstring>
 #include <memory>
 #include <stdexcept>
-#include <string>
 #include <vector>
 
 // This file is compiled without the sanitizer, which shall watch the kernels alone.
@@ -26,8 +25,8 @@ void __tsan_release(void*) {}
 
 namespace sagd::cuda {
 
-constexpr size_t shared_capacity = shim::shared_bytes_per_block, guard_bytes = 1024;
-alignas(1024) unsigned char shared_memory[shared_capacity + guard_bytes];  // what the kernels declare extern
+constexpr size_t guard_bytes = 1024;
+alignas(1024) unsigned char shared_memory[shim::shared_capacity + guard_bytes];  // what the kernels declare extern
 
 }  // namespace sagd::cuda
 
@@ -60,11 +59,13 @@ const std::function<void()>* kernel;
 char launch_edge, barrier_edge[2], end_edge;  // what the sanitizer hangs the order of accesses on
 unsigned generation;
 
-struct Launch {
-  std::string kernel;
-  size_t blocks, threads, shared_bytes;
-  std::vector<char> argument;
-} last;
+int resident_here(const char*, int threads, size_t shared_bytes) {
+  constexpr int warps_per_multiprocessor = 16;
+  const int by_memory = int(shared_capacity / (shared_bytes + 1024)), warps = (threads + 31) / 32;
+  return std::min(by_memory, warps_per_multiprocessor / warps);
+}
+
+constexpr Device here_device{0, int(shared_capacity), 2, resident_here, nullptr};
 
 void switch_to_scheduler() {
   ucontext_t* own = &fibers[place.thread]->context;
@@ -121,7 +122,16 @@ void run_block(size_t shared_bytes) {
 
 }  // namespace
 
+Device device = here_device;
+
 Place here() { return place; }
+
+const char* name(const void* kernel) {
+  Dl_info symbol{};
+  dladdr(kernel, &symbol);
+  if (!symbol.dli_sname) throw std::runtime_error("shim: a kernel without a name");
+  return symbol.dli_sname;
+}
 
 void barrier() {
   const unsigned arrived = generation;
@@ -139,20 +149,7 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
   for (place.block = 0; place.block < blocks; ++place.block) run_block(shared_bytes);
 }
 
-void note(const void* kernel_, unsigned blocks, unsigned threads, size_t shared_bytes, const void* argument,
-          size_t size) {
-  Dl_info symbol{};
-  dladdr(kernel_, &symbol);
-  const auto* bytes = static_cast<const char*>(argument);
-  last = {symbol.dli_sname ? symbol.dli_sname : "", blocks, threads, shared_bytes, {bytes, bytes + size}};
-}
-
 }  // namespace shim
 
-// What was launched last: the kernel's mangled name, blocks, threads and bytes of shared memory, and its argument.
-extern "C" const char* shim_last_launch(size_t launch[3], const char** argument, size_t* size) {
-  using shim::last;
-  launch[0] = last.blocks, launch[1] = last.threads, launch[2] = last.shared_bytes;
-  *argument = last.argument.data(), *size = last.argument.size();
-  return last.kernel.c_str();
-}
+// Puts a device in the place of the shim's own, or this one back (null).
+extern "C" void shim_use_device(const shim::Device* device) { shim::device = device ? *device : shim::here_device; }

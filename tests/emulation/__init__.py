@@ -22,6 +22,7 @@ sass.py            machine instructions
 devices.py         public limits of a few GPUs
 estimate.py        occupancy and speed-of-light bounds
 triton.py          Triton kernels on CPU tensors: emulated, interpreted or only compiled
+cuda.py            the library's CUDA kernels on CPU tensors, with its own host code: emulated or only compiled
 contenders.py      the library's GPU backends and the cases that they are compiled and costed for
 resources.py       registers, spills and shared memory of the library's kernels, and the table that they must keep to
 
@@ -36,7 +37,9 @@ if __name__ != "tests.emulation":  # a second copy would not know what mode the 
 from .counters import Counters
 from .errors import EmulationError, Race, Unsupported
 from .machine import Launch, launch
-from .memory import Pointer
+from .memory import Pointer, Struct
 from .ptx import Kernel, entries
 
-__all__ = ["Counters", "EmulationError", "Kernel", "Launch", "Pointer", "Race", "Unsupported", "entries", "launch"]
+__all__ = [
+    "Counters", "EmulationError", "Kernel", "Launch", "Pointer", "Race", "Struct", "Unsupported", "entries", "launch",
+]  # fmt: skip

@@ -18,10 +18,13 @@ from sagd_kernels import weights
 from sagd_kernels.backends import unable
 
 from .machine import Launch
+from .toolchain import has, tools, version
 
 PIXELS = 1 << 26  # of each tensor: enough blocks to fill every GPU several times
 SQUARES = (28, 32, 64, 96, 128, 224, 256, 512)
 LATENTS = (768, 16, 16)
+RECTANGLES = (3, 48, 80)  # of no backend's own sizes
+LARGEST_CUDA_PLANE = 238 * 238  # pixels; a block of compute capability 9.0 has the shared memory for it
 FILLED_PLANES = 64
 PORTABLE = 80  # mma.sync; Triton compiles matrix products for 90 and 100 to instructions that the emulator lacks
 
@@ -33,8 +36,9 @@ class Contender:
     Attributes:
         launches: (case, capability, sample) -> the launches of one call as they would be on a GPU of this compute
             capability. If `sample` is None they are only compiled; else each runs its first `sample` blocks in the
-            emulator, from code of an older architecture if the emulator does not model the newer one's.
-        supports: whether it has kernels for a case.
+            emulator, from code of an older architecture if the emulator does not model the newer one's. None where
+            this GPU has no room for the kernel.
+        supports: whether it has kernels for a case, on some GPU.
         missing: why it cannot be used here, "" if it can: "triton is not installed".
         toolchain: the versions of what compiles its kernels; numbers of different ones are not compared.
     """
@@ -48,7 +52,7 @@ class Contender:
 
 def contenders() -> list[Contender]:
     """All of them, those that are missing included."""
-    return [triton_contender("triton", _call_triton, _triton_supports)]
+    return [triton_contender("triton", _call_triton, _triton_supports), cuda_contender()]
 
 
 def _call_triton(operands: "Operands") -> None:
@@ -68,8 +72,8 @@ def _triton_supports(case: Case) -> bool:
 
 
 def cases() -> list[Case]:
-    """What they are compiled and costed for: every operator on square planes and on small latents, in large batches."""
-    shapes = [(3, side, side) for side in SQUARES] + [LATENTS]
+    """What they are compiled and costed for: every operator, mostly on square planes, in large batches."""
+    shapes = [*((3, side, side) for side in SQUARES), RECTANGLES, LATENTS]
     found = [case for shape in shapes for case in _operators(shape, torch.float32)]
     return found + [case for side in (64, 256) for case in _operators((3, side, side), torch.bfloat16)]
 
@@ -168,3 +172,35 @@ def triton_contender(name: str, call: Callable[[Operands], object], supports: Ca
         return f"triton {triton.__version__}"
 
     return Contender(name, launches, supports, missing, toolchain)
+
+
+def cuda_contender() -> Contender:
+    """The CUDA kernels, as the library's host code launches them on CPU tensors."""
+
+    def missing() -> str:
+        return "" if has("nvcc", "ptxas") else "nvcc is not installed"
+
+    def launches(case: Case, capability: int, sample: int | None) -> list[Launch]:
+        from . import cuda
+
+        operators = cuda.shim_operators()
+        if not operators._cuda_plan(*case.shape[-2:], cuda.device(capability).shared_per_block):
+            return []
+        o = Operands(case)
+        function, operands = {
+            "spectral_filter": lambda: (operators._cuda_spectral_filter, (o.input, o.weight, o.scale)),
+            "shaped_noise": lambda: (operators._cuda_shaped_noise, (o.key, case.shape, o.weight, o.scale)),
+            "add_noise": lambda: (operators._cuda_add_noise, (o.input, o.key, o.weight, o.scale, o.scale)),
+            "whitened_mse": lambda: (operators._cuda_whitened_mse, (o.input, o.target, o.weight, True)),
+        }[case.operator]()
+        options = {"dtype": case.dtype} if case.operator == "shaped_noise" else {}
+        tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+        emulated = cuda.emulated(capability, tensors, races=False, sample=sample)
+        with cuda.compiled(capability) if sample is None else emulated as made:
+            function(*operands, **options)
+        return made
+
+    def supports(case: Case) -> bool:
+        return case.dtype != torch.float64 and case.shape[-2] * case.shape[-1] <= LARGEST_CUDA_PLANE
+
+    return Contender("cuda", launches, supports, missing, lambda: f"nvcc {version(tools('nvcc')[0])}")

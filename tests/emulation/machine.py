@@ -15,7 +15,7 @@ import numpy as np
 from .counters import Counters
 from .errors import EmulationError, Unsupported
 from .instructions import compile_instruction
-from .memory import GlobalMemory, Pointer
+from .memory import GlobalMemory, Pointer, Struct
 from .memory_unit import MemoryUnit
 from .ptx import UNSIGNED, Instr, Kernel, kind_and_bits, numpy_type
 
@@ -23,7 +23,7 @@ CONTROL = ("bra", "ret", "exit", "bar", "barrier")
 LANES_PER_BATCH = 1 << 14
 NOWHERE = 1 << 60
 
-Argument = np.ndarray | Pointer | bytes | int | float | np.generic
+Argument = np.ndarray | Pointer | Struct | bytes | int | float | np.generic
 
 
 class Machine:
@@ -58,7 +58,8 @@ class Machine:
         total = grid[0] * grid[1] * grid[2]
         todo = np.arange(total) if blocks is None else np.asarray(list(blocks), int)
         self.counters = Counters(kernel, total, len(todo), self.threads_per_block)
-        arrays = [arg.array if isinstance(arg, Pointer) else arg for arg in args]
+        pointers = [each for arg in args for each in (arg.pointers.values() if isinstance(arg, Struct) else [arg])]
+        arrays = [each.array if isinstance(each, Pointer) else each for each in pointers]
         arrays = [array for array in arrays if isinstance(array, np.ndarray)] + list(kernel.variables.values())
         distinct = {(array.__array_interface__["data"][0], array.nbytes): array for array in arrays}
         self.global_memory = GlobalMemory(list(distinct.values()))
@@ -90,9 +91,17 @@ class Machine:
                 value = self.global_memory.address(value)
             elif isinstance(value, Pointer):
                 value = self.global_memory.address(value.array, value.offset)
+            elif isinstance(value, Struct):
+                value = self._struct_bytes(value)
             if not isinstance(value, bytes):
                 value = np.array(value).astype(numpy_type(type_)).tobytes()
             self.param_bytes[offset : offset + size] = np.frombuffer(value, np.uint8)
+
+    def _struct_bytes(self, struct: Struct) -> bytes:
+        data = bytearray(struct.data)
+        for at, pointer in struct.pointers.items():
+            data[at : at + 8] = self.global_memory.address(pointer.array, pointer.offset).to_bytes(8, "little")
+        return bytes(data)
 
     # -- one batch of blocks
 
@@ -308,8 +317,8 @@ def launch(
     Args:
         kernel: or PTX text, of which the first entry is taken.
         grid, block: up to three numbers each.
-        args: arrays or Pointers for device pointers, read and written in place; numbers; bytes for a struct passed by
-            value. Missing trailing ones are 0.
+        args: arrays or Pointers for device pointers, read and written in place; numbers; a Struct, or bytes if there
+            are no pointers in it, for one passed by value. Missing trailing ones are 0.
         dynamic_shared: bytes of dynamic shared memory.
         races: look for races.
         count: count memory traffic.

@@ -21,6 +21,14 @@ class Pointer:
     offset: int = 0
 
 
+@dataclass(frozen=True)
+class Struct:
+    """A kernel argument: a struct passed by value, with what it points to at each byte offset that holds a pointer."""
+
+    data: bytes
+    pointers: dict[int, Pointer]
+
+
 class Region:
     """The allocation of that number, at [base, end); remembers the sectors that were read and written."""
 

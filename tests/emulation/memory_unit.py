@@ -16,9 +16,9 @@ from .races import BlockRaces, RaceDetector
 if TYPE_CHECKING:
     from .machine import Machine
 
-# Generic addresses of the shared and local windows.
-SHARED_BASE, LOCAL_BASE = 1 << 60, 1 << 61
-WINDOWS = {"local": LOCAL_BASE, "shared": SHARED_BASE, "global": 0}
+# Generic addresses of the windows of shared and local memory and of the parameters.
+SHARED_BASE, LOCAL_BASE, PARAM_BASE = 1 << 60, 1 << 61, 1 << 62
+WINDOWS = {"param": PARAM_BASE, "local": LOCAL_BASE, "shared": SHARED_BASE, "global": 0}
 
 
 class MemoryUnit:
@@ -90,12 +90,15 @@ class MemoryUnit:
         if space == "global":
             return space, self._global.locate(address, width)
         lanes, offset = self._m.lanes(ix), address.view(np.int64)
-        size = self._m.shared_bytes if space == "shared" else self._m.kernel.local_size
+        kernel = self._m.kernel
+        size = {"shared": self._m.shared_bytes, "local": kernel.local_size, "param": kernel.param_size}[space]
         high = int(address.max()) + width
         if high > size:
             raise EmulationError(f"{space} access out of bounds: up to byte {high} of {size}")
         if space == "shared":
             return space, [Piece(None, self._shared, offset + self._m.lane_block[lanes] * size)]
+        if space == "param":
+            return space, [Piece(None, self._m.param_bytes, offset)]
         return space, [Piece(None, self._local, offset + lanes * size)]
 
     @staticmethod
@@ -109,7 +112,7 @@ class MemoryUnit:
     def account(self, space: str, named: str, pieces: list[Piece], address, width: int, ix, what, counted) -> None:
         """Race check and counters of an access that named the state space `named` and fell into `space`."""
         counted = counted and self.counting
-        if not pieces or named == "const":
+        if not pieces or "param" in (space, named) or named == "const":
             return
         address = self._m.spread(address, ix)
         if space == "shared":

@@ -20,7 +20,8 @@ from .machine import Launch
 from .toolchain import assemble
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
-SIDES = (32, 64, 128, 256)  # of the planes in the table: one size for each kind of configuration
+# Sides of the planes in the table: one for each kind of configuration, or each size with a kernel of its own.
+SIDES = {"triton": (32, 64, 128, 256), "cuda": (16, 28, 32, 48, 64, 96, 128)}
 TABLE = Path(__file__).parent / "resources.csv"
 
 
@@ -62,7 +63,7 @@ class Row:
 
 def table_cases(contender: Contender) -> list[Case]:
     """Those of `contenders.cases` that the table has rows for."""
-    return [case for case in cases() if case.shape[-2] in SIDES and contender.supports(case)]
+    return [case for case in cases() if case.shape[-2] in SIDES[contender.name] and contender.supports(case)]
 
 
 def measure(contender: Contender, case: Case, capability: int) -> list[Row]:
@@ -111,11 +112,13 @@ def complaints(table: Iterable[Row], found: Iterable[Row]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m tests.emulation.resources", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the table instead of rewriting it")
+    parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these; rows of others stay as they are")
     args = parser.parse_args(arguments)
     table, rows = read_csv(TABLE, Row), []
     for contender in contenders():
-        if contender.missing():
-            print(f"{contender.name}: {contender.missing()}, its rows stay as they are")
+        wanted = args.contenders is None or contender.name in args.contenders
+        if why := contender.missing() if wanted else "not asked for":
+            print(f"{contender.name}: {why}, its rows stay as they are")
             rows += [row for row in table if row.contender == contender.name]
             continue
         for case in table_cases(contender):

@@ -128,5 +128,5 @@ def compile_cuda(source: Path, arch: str = "sm_80", *flags: str) -> str:
     """PTX of a .cu file."""
     with tempfile.TemporaryDirectory() as folder:
         ptx = Path(folder, "kernel.ptx")
-        run("nvcc", "-std=c++17", f"-arch={arch}", *flags, "-ptx", str(source), "-o", str(ptx))
+        run("nvcc", "-std=c++20", f"-arch={arch}", *flags, "-ptx", str(source), "-o", str(ptx))
         return ptx.read_text()

@@ -56,6 +56,8 @@ def _constant(m: "Machine", operand: str, type_: str) -> np.generic:
             return (value.view(floating) if kind == "f" else value).astype(target)
     if operand in kernel.shared or operand in kernel.local:
         return np.array({**kernel.local, **kernel.shared}[operand]).astype(target)
+    if operand in m.param_offset:
+        return np.array(m.param_offset[operand], np.uint64).astype(target)
     if operand in kernel.variables:
         return np.array(m.global_memory.address(kernel.variables[operand]), np.uint64).astype(target)
     if operand == "WARP_SZ":
