@@ -27,8 +27,7 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
     synchronises, so it can be captured in a CUDA graph.
     """
     source = generator.device if generator is not None else device
-    halves = torch.randint(2**32, (2, 2), generator=generator, dtype=torch.int64, device=source)
-    drawn = halves[:, 0] | halves[:, 1] << 32
+    drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, dtype=torch.int64, device=source)
     return drawn.to(device=device, dtype=torch.uint64)  # the same 64 bits
 
 
