@@ -11,7 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -48,7 +48,7 @@ class Settings:
     sample_steps: int = 50
     epochs: int = 3
     limit: int | None = None
-    precision: str = fastest_precision()
+    precision: str = field(default_factory=fastest_precision)
 
 
 class Interrupted(Exception):
@@ -178,7 +178,7 @@ class Study:
         if not path.exists():
             _write(path, json.dumps(wanted, indent=2).encode())
         stored = json.loads(path.read_text())
-        different = [f"{name} {stored.get(name)}, not {wanted[name]}" for name in wanted if stored[name] != wanted[name]]
+        different = [f"{name} {stored.get(name)}, not {wanted[name]}" for name in wanted if stored.get(name) != wanted[name]]
         if different:
             raise RunError(f"--output: {self.output} holds results with {'; '.join(different)}")
 
