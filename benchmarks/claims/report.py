@@ -174,7 +174,9 @@ def _draw_metrics(table: Table) -> plt.Figure:
         axes.set_title(title, fontsize=8.5)
     grid[0].set(yticks=places, yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     figure.tight_layout()
-    figure.legend(*grid[0].get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 0))
+    figure.legend(
+        *grid[0].get_legend_handles_labels(), loc="upper center", ncols=4, frameon=False, bbox_to_anchor=(0.5, 0)
+    )
     return figure
 
 
@@ -214,6 +216,8 @@ def _draw_samples(table: Table, output: Path) -> plt.Figure | None:
         axes.set(xticks=[], yticks=[])
         axes.spines[:].set_visible(False)
         axes.set_ylabel(arm, rotation=0, ha="right", va="center", fontsize=8)
-    grid[0, 0].set_title(f"{steps:,} steps, seed {seed}: the same white noise in every row of samples", loc="left", fontsize=9)
+    grid[0, 0].set_title(
+        f"{steps:,} steps, seed {seed}: the same white noise in every row of samples", loc="left", fontsize=9
+    )
     figure.tight_layout(h_pad=0.2)
     return figure

@@ -1,8 +1,8 @@
 """Trains and evaluates arms x seeds x step counts, whatever of it is not done yet.
 
-In the output folder: `settings.json`, `classifier.safetensors`, `training/<training>/<seed>/<steps>/` with the trainer's
-checkpoint, and `results/<arm>/<seed>-<steps>.json` with a strip of samples beside it. Every file appears whole or not at
-all, so the same command goes on after any interruption, and commands for different seeds may run side by side.
+In the output folder: `settings.json`, the classifier, `training/<training>/<seed>/<steps>/` with a checkpoint,
+and `results/<arm>/<seed>-<steps>.json` with a strip of samples beside it. Every result appears whole or not at all, so
+the same command goes on after any interruption, and commands for different seeds may run side by side.
 """
 
 import json
@@ -178,7 +178,9 @@ class Study:
         if not path.exists():
             _write(path, json.dumps(wanted, indent=2).encode())
         stored = json.loads(path.read_text())
-        different = [f"{name} {stored.get(name)}, not {wanted[name]}" for name in wanted if stored.get(name) != wanted[name]]
+        different = [
+            f"{name} {stored.get(name)}, not {wanted[name]}" for name in wanted if stored.get(name) != wanted[name]
+        ]
         if different:
             raise RunError(f"--output: {self.output} holds results with {'; '.join(different)}")
 
@@ -200,7 +202,7 @@ class Clock:
         self.finished[kind] += amount
 
     def left(self) -> str:
-        """", 12 min left", or nothing before every kind of work was measured."""
+        """ ", 12 min left", or nothing before every kind of work was measured."""
         kinds = [kind for kind, amount in self.planned.items() if amount]
         if not all(self.finished[kind] for kind in kinds):
             return ""
