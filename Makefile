@@ -2,7 +2,7 @@
 #
 # PYTHON  interpreter that the virtual environment is made from (>= 3.10)
 # TORCH   the torch that is installed into it, as pip names it
-# ARGS    more arguments for the trainer (make demo), for pytest (make test) or for the benchmarks (make bench)
+# ARGS    more arguments for the trainer (make demo), pytest (make test) or the benchmarks (make bench, make claims)
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
@@ -23,7 +23,7 @@ INSTALLED := $(VENV)/installed
 PEERS     := $(VENV)/peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow bench lint build clean distclean
+.PHONY: help demo test slow bench claims lint build clean distclean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 18
@@ -44,6 +44,9 @@ bench: $(PEERS) build ## measure against other libraries; results go to benchmar
 	@echo "==> Measuring (about 5 minutes; keep the machine otherwise idle)"
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python -m benchmarks --plot $(ARGS)
+
+claims: $(INSTALLED) build ## test what is claimed for shaped noise, into runs/claims; an hour or more
+	@$(BIN)/python -m benchmarks.claims $(ARGS)
 
 lint: $(INSTALLED) ## check style and formatting
 	@echo "==> Checking style"
