@@ -54,25 +54,16 @@ def _philox(c0, c1, c2, k0, k1):
 
 
 @triton.jit
-def _log2(x):
-    """By the special function units: to 2^-22, which says little about logarithms near 0."""
-    if INTERPRETED:
+def _approximate(x, function: tl.constexpr):
+    """By the special function units: "lg2" to 2^-22, which says little about logarithms near 0; "sqrt" to 2^-23."""
+    if not INTERPRETED:
+        return tl.inline_asm_elementwise(
+            function + ".approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    elif function == "lg2":
         return tl.log2(x)
     else:
-        return tl.inline_asm_elementwise(
-            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
-
-
-@triton.jit
-def _sqrt(x):
-    """By the special function units: to 2^-23 of it."""
-    if INTERPRETED:
         return tl.sqrt(x)
-    else:
-        return tl.inline_asm_elementwise(
-            "sqrt.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
-        )
 
 
 @triton.jit
@@ -81,7 +72,7 @@ def _radius(word):
     u = word.to(tl.float32) * 2.0**-32 + 2.0**-33
     v = (word ^ 0xFFFFFFFF).to(tl.float32) * 2.0**-32 + 2.0**-33
     series = v * (2 + v * (1 + v * 0.6666667))
-    return _sqrt(tl.where(v < 2.0**-5, series, -1.3862943611198906 * _log2(u)))
+    return _approximate(tl.where(v < 2.0**-5, series, -1.3862943611198906 * _approximate(u, "lg2")), "sqrt")
 
 
 @triton.jit
