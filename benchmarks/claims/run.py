@@ -142,9 +142,15 @@ class Study:
         return Evaluator(classifier, self.reference)
 
     def _sample(self, state: TrainingState, process: DiffusionProcess, seed: int) -> Tensor:
-        steps, count = self.settings.sample_steps, self.settings.samples
+        """DDIM from the averaged network, which runs in the precision that it was trained in."""
+        settings, model = self.settings, state.averaged_model()
+
+        def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
+            with torch.autocast(noisy.device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+                return model(noisy, timesteps).float()
+
         shape = tuple(self.reference.shape[1:])
-        return sample(state.averaged_model(), process, shape, count, seed, sampler="ddim", steps=steps)
+        return sample(predict, process, shape, settings.samples, seed, sampler="ddim", steps=settings.sample_steps)
 
     def _write_result(self, arm: str, seed: int, steps: int, images: Tensor) -> None:
         path = self._result(arm, seed, steps)

@@ -1,10 +1,11 @@
 """Sampling: the library's reference samplers, shared out between the processes of a run."""
 
+from collections.abc import Callable
 from itertools import islice
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from sagd_kernels import fold_in
@@ -17,7 +18,7 @@ SAMPLERS = {"ddim": ddim, "ddpm": ddpm}
 
 
 def sample(
-    model: nn.Module,
+    model: Callable[[Tensor, Tensor], Tensor],
     process: DiffusionProcess,
     shape: tuple[int, int, int],
     count: int,
@@ -29,7 +30,8 @@ def sample(
     batch: int = 64,
     progress: bool = True,
 ) -> Tensor:
-    """`count` images [count, *shape] on the CPU, in every process, from a model of images from -1 to 1.
+    """`count` images [count, *shape] on the CPU, in every process; `model(x, timesteps)` predicts the noise in
+    images from -1 to 1.
 
     "ddpm" injects shaped noise at every step, "ddim" starts from it alone. `clip` clamps every prediction of x_0 to
     [-1, 1]. Each image has its own key: it is the same for every `batch` and number of processes, but for the
