@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <span>
 #include <sstream>
 #include <string>
 #include <tuple>
@@ -20,11 +21,11 @@ namespace sagd {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-using Sizes = std::vector<int64_t>;
+using Sizes = std::span<const int64_t>;
 
 // ---- checks ----------------------------------------------------------------------------------------------------
 
-inline std::string to_string(const Sizes& sizes) {
+inline std::string to_string(Sizes sizes) {
   std::ostringstream out;
   out << '[';
   for (size_t i = 0; i < sizes.size(); ++i) out << (i ? ", " : "") << sizes[i];
@@ -32,10 +33,14 @@ inline std::string to_string(const Sizes& sizes) {
   return out.str();
 }
 
+// The tensor's own, which it must outlive.
 inline Sizes sizes_of(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
-  return Sizes(sizes.begin(), sizes.end());
+  return {sizes.data(), sizes.size()};
 }
+
+// Those before a plane's, [..., H, W].
+inline Sizes batch_of(Sizes size) { return size.first(size.size() - 2); }
 
 inline std::string dtype_name(ScalarType type) {
   switch (type) {
@@ -74,7 +79,7 @@ inline Dtype floating_dtype(const char* name, ScalarType type) {
   }
 }
 
-inline void check_size(const char* name, const Sizes& size) {
+inline void check_size(const char* name, Sizes size) {
   STD_TORCH_CHECK(size.size() >= 2, name, ": expected at least 2 dimensions [..., H, W], got ", to_string(size));
   for (int64_t n : size) STD_TORCH_CHECK(n >= 0, name, ": expected no negative size, got ", to_string(size));
   const int64_t height = size[size.size() - 2], width = size.back();
@@ -112,7 +117,7 @@ inline void check_device(const char* name, const Tensor& tensor, Device expected
                   ", the device of the other arguments, got ", device_name(got.type, got.index));
 }
 
-inline int64_t product(const Sizes& sizes) {
+inline int64_t product(Sizes sizes) {
   int64_t n = 1;
   for (int64_t size : sizes) n *= size;
   return n;
@@ -121,18 +126,20 @@ inline int64_t product(const Sizes& sizes) {
 // ---- descriptions ----------------------------------------------------------------------------------------------
 
 // The batch dimensions with one stride each, 0 where broadcast; neighbours that step alike become one.
-inline BatchIndex merge(const Sizes& sizes, const Sizes& strides) {
+template <class StrideOf>
+BatchIndex merge(Sizes sizes, StrideOf stride_of) {
   BatchIndex merged;
   for (size_t d = 0; d < sizes.size(); ++d) {
     if (sizes[d] == 1) continue;
     const int last = merged.dims - 1;
-    if (last >= 0 && merged.stride[last] == strides[d] * sizes[d]) {
+    const int64_t stride = stride_of(d);
+    if (last >= 0 && merged.stride[last] == stride * sizes[d]) {
       merged.size[last] *= sizes[d];
-      merged.stride[last] = strides[d];
+      merged.stride[last] = stride;
     } else {
       STD_TORCH_CHECK(merged.dims < max_batch_dims, "input: more than ", max_batch_dims, " batch dimensions");
       merged.size[merged.dims] = sizes[d];
-      merged.stride[merged.dims++] = strides[d];
+      merged.stride[merged.dims++] = stride;
     }
   }
   if (merged.dims == 1 && merged.stride[0] == 0) merged.dims = 0;
@@ -140,20 +147,19 @@ inline BatchIndex merge(const Sizes& sizes, const Sizes& strides) {
 }
 
 // A tensor [..., rows, columns] whose leading dimensions broadcast against the batch from the right.
-inline Planes describe_planes(const Tensor& tensor, const Sizes& batch) {
+inline Planes describe_planes(const Tensor& tensor, Sizes batch) {
   const auto sizes = tensor.sizes(), strides = tensor.strides();
-  const int64_t dims = tensor.dim(), missing = int64_t(batch.size()) + 2 - dims;
-  Sizes batch_strides(batch.size(), 0);
-  for (int64_t d = 0; d < dims - 2; ++d) batch_strides[missing + d] = sizes[d] == 1 ? 0 : strides[d];
-  return {tensor.const_data_ptr(), strides[dims - 2], strides[dims - 1], merge(batch, batch_strides)};
+  const size_t lead = sizes.size() - 2, missing = batch.size() - lead;
+  const auto stride_of = [&](size_t d) { return d < missing || sizes[d - missing] == 1 ? 0 : strides[d - missing]; };
+  return {tensor.const_data_ptr(), strides[lead], strides[lead + 1], merge(batch, stride_of)};
 }
 
-inline Planes describe_weight(const Tensor& weight, const Sizes& size, Dtype dtype, Device device) {
+inline Planes describe_weight(const Tensor& weight, Sizes size, Dtype dtype, Device device) {
   check_device("weight", weight, device);
   const ScalarType expected = dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float;
   STD_TORCH_CHECK(weight.scalar_type() == expected, "weight: expected ", dtype_name(expected), ", got ",
                   dtype_name(weight.scalar_type()));
-  const Sizes batch(size.begin(), size.end() - 2), got = sizes_of(weight);
+  const Sizes batch = batch_of(size), got = sizes_of(weight);
   const int64_t height = size[size.size() - 2], columns = size.back() / 2 + 1;
   bool fits = got.size() >= 2 && got.size() <= size.size() && got[got.size() - 2] == height && got.back() == columns;
   for (size_t d = 0; fits && d < got.size() - 2; ++d) {
@@ -167,22 +173,22 @@ inline Planes describe_weight(const Tensor& weight, const Sizes& size, Dtype dty
 }
 
 // A factor per plane: the dimensions are those of the batch from the left, further ones are 1.
-inline Factors describe_scale(const char* name, const Tensor& scale, const Sizes& size, Device device) {
+inline Factors describe_scale(const char* name, const Tensor& scale, Sizes size, Device device) {
   check_device(name, scale, device);
   const Dtype dtype = floating_dtype(name, scale.scalar_type());
-  const Sizes batch(size.begin(), size.end() - 2), got = sizes_of(scale);
+  const Sizes batch = batch_of(size), got = sizes_of(scale);
   bool fits = got.size() <= size.size();
   for (size_t d = 0; fits && d < got.size(); ++d) fits = got[d] == 1 || (d < batch.size() && got[d] == batch[d]);
   STD_TORCH_CHECK(fits, name, ": expected dimensions that broadcast from the left against the batch ",
                   to_string(batch), ", got ", to_string(got));
-  Sizes strides(batch.size(), 0);
-  for (size_t d = 0; d < got.size() && d < batch.size(); ++d) strides[d] = got[d] == 1 ? 0 : scale.stride(d);
-  return {scale.const_data_ptr(), dtype, merge(batch, strides)};
+  const auto strides = scale.strides();
+  const auto stride_of = [&](size_t d) { return d >= got.size() || got[d] == 1 ? 0 : strides[d]; };
+  return {scale.const_data_ptr(), dtype, merge(batch, stride_of)};
 }
 
-inline Job describe(const Sizes& size, Dtype dtype, const Tensor& weight, Device device) {
+inline Job describe(Sizes size, Dtype dtype, const Tensor& weight, Device device) {
   Job job{};
-  job.planes = product(Sizes(size.begin(), size.end() - 2));
+  job.planes = product(batch_of(size));
   job.height = size[size.size() - 2];
   job.width = size.back();
   job.dtype = dtype;
@@ -191,7 +197,7 @@ inline Job describe(const Sizes& size, Dtype dtype, const Tensor& weight, Device
 }
 
 // Keys may come with any strides; the copy, if one is needed, must outlive the job.
-inline Tensor describe_keys(Job& job, const Tensor& key, const Sizes& size, int64_t plane_offset, Device device) {
+inline Tensor describe_keys(Job& job, const Tensor& key, Sizes size, int64_t plane_offset, Device device) {
   check_device("key", key, device);
   const Sizes got = sizes_of(key);
   STD_TORCH_CHECK(key.scalar_type() == ScalarType::UInt64 && !got.empty() && got.back() == 2,
@@ -214,8 +220,8 @@ inline Tensor describe_keys(Job& job, const Tensor& key, const Sizes& size, int6
 
 // A new contiguous tensor. The shim's function is called directly: through the dispatcher it would take as long as a
 // small plane's transform.
-inline Tensor empty(const Sizes& size, Dtype dtype, Device device) {
-  Sizes strides(size.size());
+inline Tensor empty(Sizes size, Dtype dtype, Device device) {
+  std::vector<int64_t> strides(size.size());
   int64_t stride = 1;
   for (size_t d = size.size(); d-- > 0; stride *= std::max<int64_t>(size[d], 1)) strides[d] = stride;
   int32_t type = 0;

@@ -15,7 +15,7 @@ Tensor spectral_filter(const Tensor& input, const Tensor& weight, std::optional<
   const Sizes size = sizes_of(input);
   check_size("input", size);
   Job job = describe(size, floating_dtype("input", input.scalar_type()), weight, device);
-  job.input = describe_planes(input, Sizes(size.begin(), size.end() - 2));
+  job.input = describe_planes(input, batch_of(size));
   if (scale) job.scale = describe_scale("scale", *scale, size, device);
   const Tensor output = empty(size, job.dtype, device);
   job.output = output.mutable_data_ptr();
@@ -24,7 +24,7 @@ Tensor spectral_filter(const Tensor& input, const Tensor& weight, std::optional<
 }
 
 template <class Backend>
-Tensor shaped_noise(const Tensor& key, Sizes size, const Tensor& weight, std::optional<Tensor> scale,
+Tensor shaped_noise(const Tensor& key, std::vector<int64_t> size, const Tensor& weight, std::optional<Tensor> scale,
                     int64_t plane_offset, std::optional<ScalarType> dtype) {
   Backend backend(device_of(weight));
   const Device device = backend.device;
@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> add_noise(const Tensor& input, const Tensor& key, con
   check_size("input", size);
   Job job = describe(size, floating_dtype("input", input.scalar_type()), weight, device);
   const Tensor keys = describe_keys(job, key, size, plane_offset, device);
-  job.input = describe_planes(input, Sizes(size.begin(), size.end() - 2));
+  job.input = describe_planes(input, batch_of(size));
   job.signal_scale = describe_scale("signal_scale", signal_scale, size, device);
   job.scale = describe_scale("noise_scale", noise_scale, size, device);
   const Tensor noisy = empty(size, job.dtype, device), noise = empty(size, job.dtype, device);
@@ -65,16 +65,16 @@ std::tuple<Tensor, Tensor> whitened_mse(const Tensor& input, const Tensor& targe
   const Device device = backend.device;
   const Sizes size = sizes_of(input);
   check_size("input", size);
-  const Sizes batch(size.begin(), size.end() - 2);
   check_device("target", target, device);
-  STD_TORCH_CHECK(sizes_of(target) == size, "target: expected the shape of input ", to_string(size), ", got ",
-                  to_string(sizes_of(target)));
+  STD_TORCH_CHECK(std::ranges::equal(sizes_of(target), size), "target: expected the shape of input ", to_string(size),
+                  ", got ", to_string(sizes_of(target)));
   STD_TORCH_CHECK(target.scalar_type() == input.scalar_type(), "target: expected the dtype of input ",
                   dtype_name(input.scalar_type()), ", got ", dtype_name(target.scalar_type()));
   Job job = describe(size, floating_dtype("input", input.scalar_type()), weight, device);
-  job.input = describe_planes(input, batch);
-  job.target = describe_planes(target, batch);
-  const Tensor whitened = empty(with_residual ? size : Sizes{0}, job.dtype, device);
+  job.input = describe_planes(input, batch_of(size));
+  job.target = describe_planes(target, batch_of(size));
+  const int64_t nothing[] = {0};
+  const Tensor whitened = empty(with_residual ? size : nothing, job.dtype, device);
   if (with_residual) job.output = whitened.mutable_data_ptr();
   const Tensor loss = backend.whitened_mse(job);
   return {loss, whitened};

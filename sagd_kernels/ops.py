@@ -8,7 +8,8 @@ Schemas and CPU kernels are in csrc/; this file adds everything that is the same
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
+from torch._C import _any_requires_grad as any_requires_grad
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
@@ -247,7 +248,7 @@ def _whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     _check_floating("input", input.dtype)
     _check_floating("target", target.dtype)
     dtype = torch.promote_types(input.dtype, target.dtype)
-    with_residual = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
+    with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
     return _ops._whitened_mse(input.to(dtype), target.to(dtype), weight, with_residual)[0]
 
 
@@ -266,16 +267,14 @@ def _register_autograd(name: str, backward, save) -> None:
     tangents of forward mode vanish. Here every transform of torch.func works, and forward mode is an error."""
     operator = getattr(_ops, name).default
     arguments = len([a for a in operator._schema.arguments if not a.kwarg_only])
-
-    def redispatch(keyset, args, kwargs):
-        with torch._C._AutoDispatchBelowAutograd():
-            return operator.redispatch(keyset & torch._C._after_autograd_keyset, *args, **kwargs)
+    redispatch, below_autograd = operator.redispatch, torch._C._after_autograd_keyset
 
     class Function(_SingleLevelFunction):
         @staticmethod
         def forward(ctx, keyset, kwargs, *args):
-            with torch.enable_grad():  # for the outer transforms of torch.func
-                output = redispatch(keyset, args, kwargs)
+            # enabled for the outer transforms of torch.func; below autograd what the implementation is composed of
+            with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+                output = redispatch(keyset, *args, **kwargs)
             save(ctx, *_padded(args, arguments), output=output, **kwargs)
             return output
 
@@ -284,11 +283,11 @@ def _register_autograd(name: str, backward, save) -> None:
             return None, None, *backward(ctx, _padded(ctx.needs_input_grad[2:], arguments), *grads)
 
     def run(keyset, *args, **kwargs):
-        needs_grad = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-        if needs_grad or forward_ad._current_level >= 0:
+        keyset = keyset & below_autograd
+        if (is_grad_enabled() and any_requires_grad(*args)) or forward_ad._current_level >= 0:
             with enable_single_level_autograd_function():
                 return Function.apply(keyset, kwargs, *args)
-        return redispatch(keyset, args, kwargs)
+        return redispatch(keyset, *args, **kwargs)
 
     _library.impl(name, run, "Autograd", with_keyset=True)
 

@@ -138,16 +138,16 @@ class BundleTransform {
   void noise_rows(Stream stream, uint64_t blocks_per_plane) {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
-    const auto draw_orbit = [&](int k, int l, Vec<T> g[4]) {
-      stream.counter = origin + uint64_t(k) * orbits + l;
-      draw(stream, blocks_per_plane, g);
-    };
+    const auto orbit = [&](int k, int l) { return origin + uint64_t(k) * orbits + l; };
+    const auto row_after = [&](int k) { return k + 1 < packed_rows_ ? k + 1 : 0; };  // row 0 comes last
+    stream.counter = orbit(row_after(0), 0);
+    Normals<T> normals(stream, blocks_per_plane);
     for (int k = 1; k < packed_rows_; ++k) {
       Point<T>* x = spectrum_ + k * width_;
       const Vec<T>* weight = weight_ + k * width_;
       for (int l = 0; l < orbits; ++l) {
         Vec<T> g[4];
-        draw_orbit(k, l, g);
+        normals.draw(g, l + 1 < orbits ? orbit(k, l + 1) : orbit(row_after(k), 0));
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
         if (mirror != here) x[mirror] = Point<T>{g[2], g[3]} * weight[mirror];
         x[here] = Point<T>{g[0], g[1]} * weight[here];
@@ -155,16 +155,17 @@ class BundleTransform {
       inverse(row_plan_, x, prime_scratch_);
     }
     // rows 0 and H / 2 of real signals: F(-l) = conj F(l), real where l is its own negative; packed as top + i bottom
+    const bool has_bottom = height_ % 2 == 0;
     for (int l = 0; l < orbits; ++l) {
       const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
-      const auto coefficient = [&](int k, const Vec<T>* weight) {
+      const auto coefficient = [&](const Vec<T>* weight, unsigned __int128 next) {
         Vec<T> g[4];
-        draw_orbit(k, l, g);
+        normals.draw(g, next);
         const T root2 = T(1.41421356237309504880);
         return here == mirror ? Point<T>{g[0] * weight[here] * root2, Vec<T>{}} : Point<T>{g[0], g[1]} * weight[here];
       };
-      const Point<T> top = coefficient(0, weight_);
-      const Point<T> bottom = height_ % 2 == 0 ? coefficient(height_ / 2, bottom_) : Point<T>{};
+      const Point<T> top = coefficient(weight_, has_bottom ? orbit(height_ / 2, l) : orbit(0, l + 1));
+      const Point<T> bottom = has_bottom ? coefficient(bottom_, orbit(0, l + 1)) : Point<T>{};
       spectrum_[mirror] = {top.re + bottom.im, bottom.re - top.im};
       spectrum_[here] = {top.re - bottom.im, top.im + bottom.re};
     }

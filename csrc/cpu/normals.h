@@ -35,6 +35,14 @@ SAGD_INLINE void mul_wide(Words a, uint32_t m, Words& high, Words& low) {
   high = low >> 32;
 }
 
+// The 64-bit numbers start + i * step.
+SAGD_INLINE Words count(uint64_t start, uint64_t step) {
+  Vec<uint64_t> lane = {};
+  for (int i = 0; i < lanes<uint64_t>; ++i) lane[i] = i;
+  const Vec<uint64_t> even = start + lane * (2 * step);
+  return {even, even + step};
+}
+
 // A position in the stream of a seed. The keys are kept in 64 bits each, as the lanes that they are broadcast to.
 struct Stream {
   PhiloxKeys<uint64_t> keys;
@@ -43,10 +51,7 @@ struct Stream {
   // The blocks number counter + i * step for i = 0, 1, ...
   SAGD_INLINE void blocks(uint64_t step, Words c[4]) const {
     const uint64_t low = uint64_t(counter), high = uint64_t(counter >> 64);
-    Vec<uint64_t> lane = {};
-    for (int i = 0; i < lanes<uint64_t>; ++i) lane[i] = i;
-    const Vec<uint64_t> even = lane * (2 * step), odd = even + step;
-    const Words sum = {low + even, low + odd};
+    const Words sum = count(low, step);
     Words carried = {broadcast(high), broadcast(high)};
     if (low + lanes<uint32_t> * step < low) {
       carried = {carried.even - (Vec<uint64_t>)(sum.even < low), carried.odd - (Vec<uint64_t>)(sum.odd < low)};
@@ -59,63 +64,113 @@ struct Stream {
   }
 };
 
-// length (cos, sin) of 2 pi r / 2^32. The nearest half turn, a sign, is split off exactly, in integers; the
-// polynomials in the rest, t half turns with |t| <= 1/2, have errors below 7e-9 (fitted by Lawson's iteration).
-SAGD_INLINE void polar(Vec<float> length, Vec<uint32_t> r, Vec<float>& x, Vec<float>& y) {
-  const Vec<float> t = __builtin_convertvector((Vec<int32_t>)(r << 1), Vec<float>) * 0x1p-32f;
-  const Vec<float> z = t * t;
-  const Vec<float> sine =
-      3.14159264018f + z * (-5.16771009033f + z * (2.55007765973f + z * (-0.598292159484f + z * 0.0776594082555f)));
-  const Vec<float> cosine =
-      1.0f + z * (-4.93480213723f + z * (4.05870916434f + z * (-1.33521205668f + z * (0.234937558985f +
-      z * -0.024396716651f))));
-  length = (Vec<float>)((Vec<uint32_t>)length ^ ((r + 0x40000000u) & 0x80000000u));
-  x = length * cosine;
-  y = length * (t * sine);
-}
+// ---- Box and Muller's method -----------------------------------------------------------------------------------
+// sqrt(-2 ln u) (cos, sin) of 2 pi v for u = (r[0] + 1/2) / 2^32 and v = r[1] / 2^32; likewise of r[2] and r[3].
+//
+// ln u = ln(1 + f) + e ln 2 with 1 + f in [sqrt(1/2), sqrt(2)). Near u = 1, f = u - 1 is taken from 2^32 - 1 - r, so
+// that nothing cancels. The nearest half turn of v, a sign, is split off exactly, in integers; t half turns are left,
+// |t| <= 1/2. The polynomials for -2 ln(1 + f) / f, sin(pi t) / t and cos(pi t), highest terms first, have relative
+// errors below 7e-9 (fitted by Lawson's iteration).
+constexpr float log_terms[10] = {0.1573088906f,  -0.2575839762f, 0.2625059316f,  -0.2836284078f, 0.3324993950f,
+                                 -0.4000456502f, 0.5000159314f,  -0.6666663356f, 1.0f,           -2.0f};
+constexpr float sine_terms[5] = {0.0776594082555f, -0.598292159484f, 2.55007765973f, -5.16771009033f, 3.14159264018f};
+constexpr float cosine_terms[6] = {-0.024396716651f, 0.234937558985f, -1.33521205668f,
+                                   4.05870916434f,   -4.93480213723f, 1.0f};
 
-// sqrt(-2 ln u), u = (r + 1/2) / 2^32. ln u = ln(1 + f) + e ln 2 with 1 + f in [sqrt(1/2), sqrt(2)); the polynomial's
-// relative error is below 7e-9. Near u = 1, f = u - 1 is taken from 2^32 - 1 - r, so that nothing cancels.
-SAGD_INLINE Vec<float> radius(Vec<uint32_t> r) {
+SAGD_INLINE void split_logarithm(Vec<uint32_t> r, Vec<float>& f, Vec<float>& e) {
   const Vec<float> x = __builtin_convertvector(r, Vec<float>) + 0.5f;
   const Vec<uint32_t> b = (Vec<uint32_t>)x - 0x4f3504f3u;  // the bits of 2^32 sqrt(1/2)
-  const Vec<int32_t> exponent = (Vec<int32_t>)b >> 23;
   const Vec<float> m = (Vec<float>)((b & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
   const Vec<float> near_one = __builtin_convertvector(~r, Vec<float>) * -0x1p-32f - 0x1p-33f;
-  const Vec<float> f = r > 0xb504f333u ? near_one : m;
-  const Vec<float> e = __builtin_convertvector(exponent, Vec<float>);  // 0 where f is near_one
-  const Vec<float> minus_2_log =
-      f * (-2.0f + f * (1.0f + f * (-0.6666663356f + f * (0.5000159314f + f * (-0.4000456502f + f * (0.3324993950f +
-      f * (-0.2836284078f + f * (0.2625059316f + f * (-0.2575839762f + f * 0.1573088906f)))))))));
-  return square_root(e * -1.38629436112f + minus_2_log);
+  f = r > 0xb504f333u ? near_one : m;
+  e = __builtin_convertvector((Vec<int32_t>)b >> 23, Vec<float>);  // 0 where f is near_one
 }
 
-// Four vectors of normals: lane i holds those of block stream.counter + i * step.
-SAGD_INLINE void draw(const Stream& stream, uint64_t step, Vec<float> g[4]) {
-  Words c[4];
-  stream.blocks(step, c);
-  Vec<uint32_t> r[4];
-#pragma GCC unroll 4
-  for (int w = 0; w < 4; ++w) r[w] = (Vec<uint32_t>)((c[w].even & 0xffffffffu) | c[w].odd << 32);
+// Calls meanwhile(i) before the i-th of ten terms.
+template <class Meanwhile>
+SAGD_INLINE void box_muller(const Vec<uint32_t> r[4], Vec<float> g[4], Meanwhile&& meanwhile) {
+  Vec<float> f[2], e[2], t[2], z[2], log[2], sine[2], cosine[2];
 #pragma GCC unroll 2
-  for (int pair = 0; pair < 4; pair += 2) {
-    polar(radius(r[pair]), r[pair + 1], g[pair], g[pair + 1]);
+  for (int p = 0; p < 2; ++p) {
+    split_logarithm(r[2 * p], f[p], e[p]);
+    t[p] = __builtin_convertvector((Vec<int32_t>)(r[2 * p + 1] << 1), Vec<float>) * 0x1p-32f;
+    z[p] = t[p] * t[p];
   }
-}
-
-SAGD_INLINE void draw(const Stream& stream, uint64_t step, Vec<double> g[4]) {
-  Words c[4];
-  stream.blocks(step, c);  // twice as many as there are lanes
-  const auto word = [&](int w, int i) { return uint32_t(i % 2 ? c[w].odd[i / 2] : c[w].even[i / 2]); };
-  for (int pair = 0; pair < 4; pair += 2) {
-    for (int i = 0; i < lanes<double>; ++i) {
-      const double u = (double(word(pair, i)) + 0.5) * 0x1p-32;
-      const double angle = double(word(pair + 1, i)) * 0x1p-32 * 6.283185307179586476925;
-      const double length = ::sqrt(-2 * ::log(u));
-      g[pair][i] = length * ::cos(angle);
-      g[pair + 1][i] = length * ::sin(angle);
+#pragma GCC unroll 10
+  for (int i = 0; i < 10; ++i) {
+    meanwhile(i);
+#pragma GCC unroll 2
+    for (int p = 0; p < 2; ++p) {
+      log[p] = i == 0 ? broadcast(log_terms[0]) : log[p] * f[p] + log_terms[i];
+      if (i < 5) sine[p] = i == 0 ? broadcast(sine_terms[0]) : sine[p] * z[p] + sine_terms[i];
+      if (i < 6) cosine[p] = i == 0 ? broadcast(cosine_terms[0]) : cosine[p] * z[p] + cosine_terms[i];
     }
   }
+#pragma GCC unroll 2
+  for (int p = 0; p < 2; ++p) {
+    const Vec<uint32_t> sign = (r[2 * p + 1] + 0x40000000u) & 0x80000000u;
+    const Vec<float> radius = square_root(e[p] * -1.38629436112f + log[p] * f[p]);
+    const Vec<float> length = (Vec<float>)((Vec<uint32_t>)radius ^ sign);
+    g[2 * p] = length * cosine[p];
+    g[2 * p + 1] = length * (t[p] * sine[p]);
+  }
 }
+
+// ---- normals ---------------------------------------------------------------------------------------------------
+
+// Draws four vectors of normals at a time: lane i holds those of the block at the counter + i * step, where the counter
+// is the stream's at first and then what the last draw named as the next. The words for these are made during that
+// draw: a round of Philox and a term of each polynomial take turns, because each waits for the one before, and the
+// processor does not look far enough ahead to find other work by itself.
+template <class T>
+class Normals {
+ public:
+  SAGD_INLINE Normals(const Stream& stream, uint64_t step)
+      : stream_(stream), step_(step), upper_(stream.counter >> 32),
+        start_(stream.keys, uint32_t(upper_), uint32_t(upper_ >> 32), uint32_t(upper_ >> 64)) {
+    stream_.blocks(step_, words_);
+  }
+
+  SAGD_INLINE void draw(Vec<T> g[4], unsigned __int128 next) {
+    bool ready = false;  // the next words
+    if constexpr (sizeof(T) == sizeof(float)) {
+      Vec<uint32_t> r[4];
+#pragma GCC unroll 4
+      for (int w = 0; w < 4; ++w) r[w] = (Vec<uint32_t>)((words_[w].even & 0xffffffffu) | words_[w].odd << 32);
+      const Words lowest = count(uint64_t(next), step_);
+      box_muller(r, g, [&](int i) {
+        if (i == 0) start_(lowest, words_, mul_wide);
+        if (i >= 2) philox_round(words_, stream_.keys, i, mul_wide);
+      });
+      ready = next >> 32 == upper_ && (next + lanes<uint32_t> * step_) >> 32 == upper_;
+    } else {
+      draw_doubles(g);
+    }
+    if (!ready) [[unlikely]] {
+      stream_.counter = next;
+      stream_.blocks(step_, words_);
+    }
+  }
+
+ private:
+  SAGD_INLINE void draw_doubles(Vec<double> g[4]) const {  // there are words for twice as many lanes
+    const auto word = [&](int w, int i) { return uint32_t(i % 2 ? words_[w].odd[i / 2] : words_[w].even[i / 2]); };
+    for (int pair = 0; pair < 4; pair += 2) {
+      for (int i = 0; i < lanes<double>; ++i) {
+        const double u = (double(word(pair, i)) + 0.5) * 0x1p-32;
+        const double angle = double(word(pair + 1, i)) * 0x1p-32 * 6.283185307179586476925;
+        const double length = ::sqrt(-2 * ::log(u));
+        g[pair][i] = length * ::cos(angle);
+        g[pair + 1][i] = length * ::sin(angle);
+      }
+    }
+  }
+
+  Stream stream_;
+  const uint64_t step_;
+  const unsigned __int128 upper_;      // the counters' words but the lowest,
+  const PhiloxStart<uint64_t> start_;  // as long as they stay the same
+  Words words_[4];
+};
 
 }  // namespace sagd::SAGD_ISA

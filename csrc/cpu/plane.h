@@ -129,14 +129,15 @@ class PlaneTransform {
   void noise_rows(Stream stream, uint64_t /* blocks to the next plane */) {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
+    const auto orbit = [&](int strip, int l) { return origin + uint64_t(strip) * L * orbits + l; };
     draw_bottom(stream);
+    Normals<T> normals(stream, orbits);
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
       for (int l = 0; l < orbits; ++l) {
-        stream.counter = origin + uint64_t(strip) * L * orbits + l;
         Vec<T> g[4];
-        draw(stream, orbits, g);
+        normals.draw(g, l + 1 < orbits ? orbit(strip, l + 1) : orbit(strip + 1, 0));
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
         Point<T> point = Point<T>{g[0], g[1]} * weight[here], negative = Point<T>{g[2], g[3]} * weight[mirror];
         if (strip == 0) pack_noise(point, negative, mirror == here, bottom_noise_ + 2 * l);
@@ -242,9 +243,10 @@ class PlaneTransform {
   void draw_bottom(Stream stream) {
     const int orbits = width_ / 2 + 1;
     stream.counter += uint64_t(height_ / 2) * orbits;
-    for (int l0 = 0; l0 < orbits; l0 += L, stream.counter += L) {
+    Normals<T> normals(stream, 1);
+    for (int l0 = 0; l0 < orbits; l0 += L) {
       Vec<T> g[4];
-      draw(stream, 1, g);
+      normals.draw(g, stream.counter + l0 + L);
       for (int i = 0; i < L && l0 + i < orbits; ++i) {
         const T weight = height_ % 2 == 0 ? weight_.bottom[row_plan_.position[l0 + i]] : T(0);
         bottom_noise_[2 * (l0 + i)] = weight * g[0][i];
