@@ -130,7 +130,8 @@ class PlaneTransform {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
     const auto orbit = [&](int strip, int l) { return origin + uint64_t(strip) * L * orbits + l; };
-    draw_bottom(stream);
+    const bool spare_lane = packed_rows_ < L;  // row H / 2 is drawn there, with the others
+    if (!spare_lane) draw_bottom(stream);
     Normals<T> normals(stream, orbits);
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
@@ -140,6 +141,7 @@ class PlaneTransform {
         normals.draw(g, l + 1 < orbits ? orbit(strip, l + 1) : orbit(strip + 1, 0));
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
         Point<T> point = Point<T>{g[0], g[1]} * weight[here], negative = Point<T>{g[2], g[3]} * weight[mirror];
+        if (spare_lane) weigh_bottom(l, g[0][packed_rows_], g[1][packed_rows_]);
         if (strip == 0) pack_noise(point, negative, mirror == here, bottom_noise_ + 2 * l);
         x[mirror] = negative;
         x[here] = point;
@@ -247,12 +249,14 @@ class PlaneTransform {
     for (int l0 = 0; l0 < orbits; l0 += L) {
       Vec<T> g[4];
       normals.draw(g, stream.counter + l0 + L);
-      for (int i = 0; i < L && l0 + i < orbits; ++i) {
-        const T weight = height_ % 2 == 0 ? weight_.bottom[row_plan_.position[l0 + i]] : T(0);
-        bottom_noise_[2 * (l0 + i)] = weight * g[0][i];
-        bottom_noise_[2 * (l0 + i) + 1] = weight * g[1][i];
-      }
+      for (int i = 0; i < L && l0 + i < orbits; ++i) weigh_bottom(l0 + i, g[0][i], g[1][i]);
     }
+  }
+
+  SAGD_INLINE void weigh_bottom(int l, T re, T im) {
+    const T weight = height_ % 2 == 0 ? weight_.bottom[row_plan_.position[l]] : T(0);
+    bottom_noise_[2 * l] = weight * re;
+    bottom_noise_[2 * l + 1] = weight * im;
   }
 
   // Makes lane 0 of the spectrum at l and at -l that of the packed row, top + i bottom: both rows are real, so
