@@ -171,6 +171,8 @@ def _draw_metrics(table: Table) -> plt.Figure:
             axes.axvline(fmean(floor), color="0.6", linewidth=1, zorder=0, label="held-out data")
         if metric in DISTANCES:
             axes.set_xscale("log")
+        elif metric.endswith("_db"):
+            axes.set_xlim(left=max(axes.get_xlim()[0], -20))  # an omitted band reaches -130
         axes.set_title(title, fontsize=8.5)
     grid[0].set(yticks=places, yticklabels=arms, ylim=(len(arms) - 0.5, -0.5))
     figure.tight_layout()
