@@ -107,6 +107,8 @@ def test_explain_names_the_backend_and_why_no_other(monkeypatch):
     text = sagd.explain((4, 3, 64, 64), device="cuda")
     assert text.startswith("Triton kernels: quadrants of 32 x 32")
     assert text.endswith("the library was built without CUDA kernels")
+    assert sagd.explain((512, 129), device="cuda").startswith("Triton kernels: axis by axis")
+    assert "up to 512 x 512" in sagd.explain((8, 513), device="cuda")
     assert "the Triton kernels compute in float32" in sagd.explain((64, 64), dtype=torch.float64, device="cuda")
     assert sagd.explain((8, 8), device="meta") == "composite of torch.fft: there are no kernels for meta"
 

@@ -26,13 +26,14 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton.language as tl
 
 from sagd_kernels.backends import triton as backend
-from sagd_kernels.backends import triton_kernels
+from sagd_kernels.backends import triton_functions
 from tests.emulation.triton import emulated, interpreted
 
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]
-EMULATED_SIZES = [(3, 5), (28, 28), (32, 32)]
-SLOW_EMULATED_SIZES = [(16, 16), (27, 40), (96, 32), (64, 64), (128, 128)]
+SLOW_SIZES = [size for size in SIZES if max(size) > backend.LARGEST] + [(1, 511), (384, 160), (512, 512)]
+EMULATED_SIZES = [(3, 5), (28, 28), (32, 32), (136, 16)]
+SLOW_EMULATED_SIZES = [(16, 16), (27, 40), (96, 32), (64, 64), (128, 128), (16, 136), (144, 160), (256, 256)]
 TRUNCATION = (
     4  # in place of 2: how many times torch.fft's error tensor cores that truncate are allowed, see CONTRIBUTING
 )
@@ -41,8 +42,8 @@ KEY = torch.tensor([0x0123456789ABCDEF, 2**64 - 50], dtype=torch.uint64)  # the 
 
 @pytest.fixture
 def interpreter(monkeypatch):
-    monkeypatch.setattr(triton_kernels, "INTERPRETED", tl.constexpr(True))
-    with interpreted("sagd_kernels.backends.triton_kernels"):
+    monkeypatch.setattr(triton_functions, "INTERPRETED", tl.constexpr(True))
+    with interpreted("sagd_kernels.backends"):
         yield
 
 
@@ -85,15 +86,23 @@ def arguments(operator: str, height: int, width: int, *, batch=(1, 2), dtype=tor
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("size", SMALL_SIZES, ids=lambda size: "x".join(map(str, size)))
+@pytest.mark.parametrize(
+    "size",
+    [*SMALL_SIZES, (24, 150), *(pytest.param(size, marks=pytest.mark.slow) for size in SLOW_SIZES)],
+    ids=lambda size: "x".join(map(str, size)),
+)
 def test_every_size(interpreter, operator, size):
     assert_operator_close(operator, *arguments(operator, *size))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_types(interpreter, operator, dtype):
-    args = arguments(operator, 32, 24, dtype=dtype)
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [((32, 24), torch.float16), ((32, 24), torch.bfloat16), ((8, 132), torch.bfloat16)],
+    ids=str,
+)
+def test_half_types(interpreter, operator, size, dtype):
+    args = arguments(operator, *size, dtype=dtype)
     assert_operator_close(operator, *args, **({"dtype": dtype} if operator == "shaped_noise" else {}))
 
 
@@ -105,16 +114,16 @@ def test_precision_where_tf32_is_allowed(interpreter, operator, tf32_allowed):
     assert 10 * exact < relative_error(apply(operator, *args), expected) < 2e-3
 
 
-@pytest.mark.parametrize("magnitude", [1e-30, 1e30])
-def test_planes_of_any_magnitude_keep_their_relative_precision(interpreter, magnitude):
-    x = torch.randn(2, 32, 32) * torch.tensor([1.0, magnitude]).view(2, 1, 1)
-    weight = torch.stack([random_weight(32, 32) / magnitude, random_weight(32, 32)])
+@pytest.mark.parametrize(("size", "magnitude"), [((32, 32), 1e-30), ((32, 32), 1e30), ((4, 160), 1e30)], ids=str)
+def test_planes_of_any_magnitude_keep_their_relative_precision(interpreter, size, magnitude):
+    x = torch.randn(2, *size) * torch.tensor([1.0, magnitude]).view(2, 1, 1)
+    weight = torch.stack([random_weight(*size) / magnitude, random_weight(*size)])
     filtered = backend.spectral_filter(x, weight)
-    noise = backend.shaped_noise(KEY, (2, 32, 32), weight)
+    noise = backend.shaped_noise(KEY, (2, *size), weight)
     for p in range(2):
         plane = x[p : p + 1], weight[p]
         assert_close(filtered[p : p + 1], apply_reference("spectral_filter", *plane), composite.spectral_filter(*plane))
-        args = (KEY, (1, 32, 32), weight[p])
+        args = (KEY, (1, *size), weight[p])
         peer = composite.shaped_noise(*args, plane_offset=p)
         assert_close(noise[p : p + 1], apply_reference("shaped_noise", *args, plane_offset=p), peer)
 
@@ -133,13 +142,13 @@ def test_a_column_of_large_weights_sets_the_range_wherever_it_stands(interpreter
     assert_operator_close("shaped_noise", KEY, (2, 8, 96), weight)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_whitening_counts_the_bins_that_a_weight_keeps(interpreter, kept):
-    weight = random_weight(2, 28, 32)
+@pytest.mark.parametrize(("size", "kept"), [((28, 32), 0.0), ((28, 32), 0.5), ((9, 144), 0.5)], ids=str)
+def test_whitening_counts_the_bins_that_a_weight_keeps(interpreter, size, kept):
+    weight = random_weight(2, *size)
     weight[torch.rand_like(weight) > kept] = 0
     weight[1, 3, 0] = 0
     weight[1, -3, 0] = 0
-    x, target = torch.randn(2, 3, 2, 28, 32)
+    x, target = torch.randn(2, 1, 2, *size)
     loss, whitened = backend.whitened_mse(x, target, weight, with_residual=True)
     expected = apply_reference("whitened_mse", x, target, weight)
     torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
@@ -149,7 +158,7 @@ def test_whitening_counts_the_bins_that_a_weight_keeps(interpreter, kept):
 # ---- the stream ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [(1, 7), (28, 28), (32, 48), (64, 64)], ids=str)
+@pytest.mark.parametrize("size", [(1, 7), (28, 28), (32, 48), (64, 64), (17, 160)], ids=str)
 def test_noise_is_the_cpu_kernels(interpreter, size):
     weight = random_weight(*size)
     ours, theirs = backend.shaped_noise(KEY, (3, *size), weight), sagd.shaped_noise(KEY, (3, *size), weight)
@@ -208,6 +217,19 @@ def test_batches_that_no_grid_has_the_axes_for(interpreter):
     assert_operator_close("whitened_mse", x, x.roll(1), weight)
 
 
+@pytest.mark.parametrize("operator", ["spectral_filter", "add_noise"])
+def test_how_many_planes_are_in_the_cache_at_a_time_changes_no_bit(interpreter, monkeypatch, operator):
+    x = torch.randn(2, 2, 9, 132).transpose(0, 1)[..., ::2, :]
+    keys, weight = sagd.split(KEY), random_weight(2, 5, 132)
+    args = {
+        "spectral_filter": (x, weight, torch.rand(2) + 0.5),
+        "add_noise": (x, keys, weight, torch.rand(2), torch.rand(2, 2)),
+    }[operator]
+    together = assert_operator_close(operator, *args)
+    monkeypatch.setattr(backend, "L2_BYTES", 3 * 4 * (2 * 5 * 96 + 4 * 16 * 96))  # two times two of four planes
+    torch.testing.assert_close(apply(operator, *args), together, rtol=0, atol=0)
+
+
 def test_empty_batches(interpreter):
     weight = random_weight(8, 8)
     assert backend.spectral_filter(torch.empty(0, 3, 8, 8), weight).shape == (0, 3, 8, 8)
@@ -215,9 +237,19 @@ def test_empty_batches(interpreter):
     assert backend.whitened_mse(torch.empty(0, 8, 8), torch.empty(0, 8, 8), weight, False)[0].isnan()
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
-def test_planes_do_not_see_each_other(interpreter, bad):
-    x, weight = torch.randn(3, 32, 32), random_weight(32, 32)
+@pytest.mark.parametrize(
+    ("size", "bad"),
+    [
+        ((32, 32), float("nan")),
+        ((32, 32), float("inf")),
+        ((32, 32), 1e30),
+        pytest.param((4, 130), float("nan"), marks=pytest.mark.slow),
+        pytest.param((130, 4), 1e30, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_planes_do_not_see_each_other(interpreter, size, bad):
+    x, weight = torch.randn(3, *size), random_weight(*size)
     spoilt = x.clone()
     spoilt[1] = bad
     for apply in (

@@ -1,5 +1,6 @@
-"""The operators by Triton's kernels (triton_kernels.py), for CUDA tensors: which calls they take, and the launches.
+"""The operators by Triton's kernels, for CUDA tensors: which calls they take, and the launches.
 
+A plane of up to 128 x 128 is one program of triton_kernels.py, one of up to 512 x 512 many tiles of triton_tiles.py.
 Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
@@ -12,15 +13,20 @@ import torch
 import triton
 from torch import Tensor
 
+from ..spectral import whitening
 from . import triton_kernels as kernels
+from . import triton_tiles as tiles
 
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}  # Triton's defaults for these change with its version
 
 LARGEST = 128  # the largest height or width of a plane that one program takes
+LARGEST_IN_TILES = 512
+L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
+ORBITS_OF_PROGRAM = 256  # frequencies of a larger plane that a program draws
 
 
 class Plan(NamedTuple):
-    """How planes of one size are computed: slots of the axes' half bases, columns at a time, warps of a program."""
+    """How planes that one program takes are computed: slots of the axes' half bases, columns at a time, warps."""
 
     MH: int
     MW: int
@@ -28,12 +34,33 @@ class Plan(NamedTuple):
     num_warps: int
 
 
-def plan(height: int, width: int) -> Plan | None:
+class TilesPlan(NamedTuple):
+    """How larger planes are computed: slots of the axes' half bases, and tiles of these and of the rows."""
+
+    MH: int
+    MW: int
+    TH: int
+    TW: int
+    ROWS: int
+
+
+def plan(height: int, width: int) -> Plan | TilesPlan | None:
     """None where planes are too large for these kernels."""
-    if max(height, width) > LARGEST:
+    if max(height, width) > LARGEST_IN_TILES:
         return None
+    if max(height, width) > LARGEST:
+        (MH, TH), (MW, TW) = (_in_tiles(n // 2 + (n % 32 != 0)) for n in (height, width))
+        return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
     return Plan(rows, columns, 32 if columns == 32 else 16, num_warps=min(4, max(1, rows * columns // 512)))
+
+
+def _in_tiles(length: int) -> tuple[int, int]:
+    """A length rounded up to whole tiles, and the size of these: the largest that rounds no further than 32 does."""
+    if length <= 16:
+        return 16, 16
+    blocks = -(-length // 32)
+    return 32 * blocks, 64 if blocks % 2 == 0 else 32
 
 
 def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -45,7 +72,7 @@ def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) ->
     if dtype == torch.float64:
         return "the Triton kernels compute in float32"
     if plan(height, width) is None:
-        return f"the Triton kernels take planes of up to {LARGEST} x {LARGEST}"
+        return f"the Triton kernels take planes of up to {LARGEST_IN_TILES} x {LARGEST_IN_TILES}"
     return None
 
 
@@ -53,6 +80,8 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     """What the kernels do with planes of this size and dtype, for people to read."""
     p, passes = plan(height, width), _passes(dtype)
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
+    if isinstance(p, TilesPlan):
+        return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
     return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} columns at a time, {p.num_warps} warps; {products}"
 
 
@@ -80,6 +109,8 @@ def add_noise(input, key, weight, signal_scale, noise_scale, *, plane_offset=0) 
 def whitened_mse(input: Tensor, target: Tensor, weight: Tensor, with_residual: bool) -> tuple[Tensor, Tensor]:
     whitened = _contiguous_like(input) if with_residual else None
     plane_loss = weight.new_empty(input.shape[:-2])
+    if max(input.shape[-2:]) > LARGEST:
+        weight = whitening(weight, input.shape[-1])  # to the tiles' kernels a weight like any other
     _filter(input, weight, target=target, output=whitened, plane_loss=plane_loss)
     return plane_loss.mean(), whitened if with_residual else input.new_empty(0)
 
@@ -111,6 +142,8 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
         return _filter(*args, output=output, scale=scale, target=target, plane_loss=plane_loss)
     axes, strides = grid
     p, passes = plan(height, width), _passes(input.dtype if target is None else torch.float32)
+    if isinstance(p, TilesPlan):
+        return _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight)
     rows, columns = _basis(height, p.MH, input.device), _basis(width, p.MW, input.device)
     kernels.filter_kernel[axes](
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
@@ -143,6 +176,10 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         return _noise(key, weight, plane_offset, scale=scale, output=output, noisy=noisy, input=input, signal=signal)
     axes, strides = grid
     p, passes = plan(height, width), _passes(output.dtype)
+    if isinstance(p, TilesPlan):
+        return _noise_in_tiles(
+            axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight
+        )  # fmt: skip
     rows, columns = _basis(height, p.MH, weight.device), _basis(width, p.MW, weight.device)
     kernels.noise_kernel[axes](
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
@@ -172,6 +209,81 @@ def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     exact = torch.stack([exact, exact.mT])
     high = exact.half()
     return torch.stack([high, (exact - high).half()], dim=2).contiguous()
+
+
+# ---- launches for larger planes --------------------------------------------------------------------------------------
+
+
+class _Workspace:
+    """What the launches have in common: the programs of a plane with their constants, and device memory for the lines
+    and spectra of as many planes as the L2 cache has room for."""
+
+    def __init__(self, p: TilesPlan, height: int, width: int, planes: int, passes: int, device: torch.device) -> None:
+        self.rows, self.columns = _basis(height, p.MH, device), _basis(width, p.MW, device)
+        self.row_tiles = triton.cdiv(height, p.ROWS) * (p.MW // p.TW)
+        self.column_tiles = 2 * (p.MH // p.TH) * (p.MW // p.TW)
+        common = {"H": height, "W": width, "MW": p.MW, "TW": p.TW, "CHUNK": 16, "PASSES": passes, **OPTIONS}
+        self.by_rows = {**common, "ROWS": p.ROWS, "num_warps": _warps(p.ROWS * p.TW)}
+        self.by_columns = {**common, "MH": p.MH, "TH": p.TH, "num_warps": _warps(p.TH * p.TW)}
+        lines, spectrum = (2, height, p.MW), (2, 2, p.MH, p.MW)
+        l2_planes = max(1, _l2_bytes(device) // (4 * (math.prod(lines) + math.prod(spectrum))))
+        self.planes = triton.cdiv(planes, triton.cdiv(planes, l2_planes))
+        self.lines = torch.empty(self.planes, *lines, device=device)
+        self.spectrum = torch.empty(self.planes, *spectrum, device=device)
+
+
+def _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight) -> None:
+    work = _Workspace(p, *input.shape[-2:], math.prod(axes), passes, input.device)
+    tile_loss = None if plane_loss is None else plane_loss.new_empty(*plane_loss.shape, work.column_tiles)
+    spectrum = None if output is None else work.spectrum
+    for first in range(0, math.prod(axes), work.planes):
+        planes = min(work.planes, math.prod(axes) - first)
+        tiles.rows_forward_kernel[planes, work.row_tiles](
+            work.lines, first, axes, input, strides["input"], target, strides["target"], work.columns[1],
+            **work.by_rows,
+        )  # fmt: skip
+        tiles.columns_forward_kernel[planes, work.column_tiles](
+            spectrum, tile_loss, first, axes, strides["output"], work.lines, weight, strides["weight"], work.rows[0],
+            **work.by_columns,
+        )  # fmt: skip
+        if output is not None:
+            _inverse_in_tiles(work, planes, first, axes, strides, output, scale=scale)
+    if tile_loss is not None:
+        torch.sum(tile_loss, -1, out=plane_loss)
+
+
+def _noise_in_tiles(axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight) -> None:
+    height, width = output.shape[-2:]
+    work = _Workspace(p, height, width, math.prod(axes), passes, weight.device)
+    draws = triton.cdiv((height // 2 + 1) * (width // 2 + 1), ORBITS_OF_PROGRAM)
+    for first in range(0, math.prod(axes), work.planes):
+        planes = min(work.planes, math.prod(axes) - first)
+        tiles.draw_kernel[planes, draws](
+            work.spectrum, first, axes, key, strides["key"], plane_offset, strides["number"],
+            weight, strides["weight"],
+            H=height, W=width, MH=p.MH, MW=p.MW, ORBITS=ORBITS_OF_PROGRAM, num_warps=4, **OPTIONS,
+        )  # fmt: skip
+        operands = {"noisy": noisy, "input": input, "signal": signal, "scale": scale}
+        _inverse_in_tiles(work, planes, first, axes, strides, output, **operands)
+
+
+def _inverse_in_tiles(
+    work, planes, first, axes, strides, output, *, scale, noisy=None, input=None, signal=None
+) -> None:
+    tiles.columns_inverse_kernel[planes, work.column_tiles](work.lines, work.spectrum, work.rows[1], **work.by_columns)
+    tiles.rows_inverse_kernel[planes, work.row_tiles](
+        output, noisy, first, axes, strides["output"], work.lines, input, strides.get("input"), signal,
+        strides.get("signal"), scale, strides["scale"], work.columns[0], **work.by_rows,
+    )  # fmt: skip
+
+
+def _warps(values: int) -> int:
+    """For a tile of so many values, of two products: 64 registers of a thread hold its sums."""
+    return max(1, values // 1024)
+
+
+def _l2_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else L2_BYTES
 
 
 # ---- batches: every operand as strides along the same few dimensions -------------------------------------------------
