@@ -65,7 +65,7 @@ int resident_here(const char*, int threads, size_t shared_bytes) {
   return std::min(by_memory, warps_per_multiprocessor / warps);
 }
 
-constexpr Device here_device{0, int(shared_capacity), 2, resident_here, nullptr};
+constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, nullptr};
 
 void switch_to_scheduler() {
   ucontext_t* own = &fibers[place.thread]->context;

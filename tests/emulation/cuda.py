@@ -30,6 +30,7 @@ from .ptx import Kernel
 from .toolchain import assemble, compile_cuda
 
 CSRC, CACHE = ROOT / "csrc", ROOT / "build" / "ptx"
+INCLUDES = "".join(f'#include "cuda/{name}.h"\n' for name in ("kernels", "large_rows", "large_columns"))
 FLAGS = ("-O3", "--expt-relaxed-constexpr", f"-I{CSRC}")
 SYMBOL, SIZE = ctypes.c_char_p, ctypes.c_size_t
 RESIDENT = ctypes.CFUNCTYPE(ctypes.c_int, SYMBOL, ctypes.c_int, SIZE)
@@ -129,6 +130,7 @@ class _Device(ctypes.Structure):
         ("number", ctypes.c_int),
         ("shared_bytes_per_block", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
+        ("l2_bytes", ctypes.c_int),
         ("resident", RESIDENT),
         ("launch", LAUNCH),
     ]
@@ -138,7 +140,7 @@ class _Device(ctypes.Structure):
 def _enter(host: _Host) -> Iterator[list[Launch]]:
     use_device, gpu = _shim().shim_use_device, device(host.capability)
     callbacks = RESIDENT(host.resident), LAUNCH(host.launch)
-    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, *callbacks)))
+    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, *callbacks)))
     try:
         yield host.launches
     except RuntimeError:
@@ -172,7 +174,7 @@ def kernel(symbol: str, capability: int) -> Kernel:
         demangled = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
         name = demangled.removeprefix("void ").rpartition("(")[0]
         source = path.with_suffix(".cu")
-        source.write_text(f'#include "cuda/kernels.h"\nauto* kernel = &{name};\n')
+        source.write_text(f"{INCLUDES}auto* kernel = &{name};\n")
         path.write_text(compile_cuda(source, f"sm_{capability}", *FLAGS))
     return Kernel(path.read_text(), symbol)
 

@@ -1,0 +1,56 @@
+#include "cuda/large_host.h"
+#include "cuda/operators.h"
+
+namespace sagd::cuda {
+namespace {
+
+// Of the L2 cache, for the half spectra of a chunk: the rest is for the planes that pass through, weights and results.
+constexpr double l2_share = 0.5;
+
+Passes passes_of(const Job& job) {
+  const auto passes = passes_for(job.height, job.width, size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)));
+  if (passes) return *passes;
+  throw std::runtime_error("sagd: there is no CUDA kernel for planes of " + std::to_string(job.height) + " x " +
+                           std::to_string(job.width));
+}
+
+int64_t packed_columns(const Job& job) { return (job.width + 1) / 2; }
+
+// The planes that are taken through all passes at a time.
+int64_t chunk_of(const Job& job) {
+  const double points = l2_share * attribute(cudaDevAttrL2CacheSize) / sizeof(Point);
+  return std::clamp<int64_t>(int64_t(points) / (job.height * packed_columns(job)), 1, std::max<int64_t>(job.planes, 1));
+}
+
+}  // namespace
+
+int64_t workspace_bytes(const Job& job) {
+  if (fits_block(job.height, job.width, size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)))) return 0;
+  const int64_t sums = job.plane_loss ? job.planes * passes_of(job).slabs * int64_t(sizeof(Complex<double>)) : 0;
+  return chunk_of(job) * job.height * packed_columns(job) * int64_t(sizeof(Point)) + sums;
+}
+
+void run_passes(const Job& job, void* workspace, void* stream) {
+  const Passes passes = passes_of(job);
+  const int64_t chunk = chunk_of(job);
+  Pass pass{job, passes.rows, Count(int(packed_columns(job))), passes.row_bundles, 0, 0, passes.slabs,
+            chunk * job.height * packed_columns(job), static_cast<Point*>(workspace)};
+  for (; pass.first < job.planes; pass.first += chunk) {
+    pass.planes = std::min(chunk, job.planes - pass.first);
+    const auto along = [&](const LineShape& shape, int bundles) -> const Pass& {
+      pass.shape = shape;
+      pass.bundles = bundles;
+      return pass;
+    };
+    if (job.keys) {
+      draw_columns(along(passes.columns, passes.slabs), stream);
+    } else {
+      forward_rows(along(passes.rows, passes.row_bundles), stream);
+      filter_columns(along(passes.columns, passes.slabs), stream);
+    }
+    if (job.output) inverse_rows(along(passes.rows, passes.row_bundles), stream);
+  }
+  if (job.plane_loss && job.planes > 0) plane_losses(pass, stream);
+}
+
+}  // namespace sagd::cuda

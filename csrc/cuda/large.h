@@ -1,0 +1,104 @@
+// Planes larger than a block's shared memory: three passes over a workspace of half spectra.
+//
+//   forward_rows    A block takes some pairs of rows. Rows 2 i and 2 i + 1 of a plane are the real and imaginary part of
+//                   one complex line (an odd one out has a zero partner); their spectra come apart on the way out.
+//   filter_columns  A block takes a slab of neighbouring columns: transforms along them, the weight, and back, in place.
+//   draw_columns    In the place of both, for noise: draws a slab's spectrum and transforms it back.
+//   inverse_rows    The first pass backwards, with the factors of the result.
+//
+// Workspace: [planes, height, W2] complex numbers, W2 = ceil(W / 2): frequency l of each row in column l. The
+// frequencies 0 and W / 2 of a row are real: column 0 holds both. The batch is cut into chunks of planes whose half
+// spectra stay in L2 from pass to pass (large.cu), so device memory sees one read and one write.
+//
+// Cost per pixel of a plane whose axes have S stages: 2 words through device memory; through L2 besides 16 bytes (noise:
+// 8) and 2 of the weight for each plane; through shared memory 8 S + 2 words (noise: 4 S + 1) for the points and about
+// 3/8 S for twiddle factors; 5 log2 N operations of butterflies each way.
+#pragma once
+
+#include "cuda/lines.h"
+
+namespace sagd::cuda {
+
+// Lines along one axis, and how blocks take them.
+struct LineShape {
+  static constexpr int max_threads = 512;
+  Axis axis;
+  Count lines;  // that a block holds at a time
+  int threads;
+};
+
+// One launch: planes first, ..., first + planes - 1 of the job.
+struct Pass {
+  Job job;
+  LineShape shape;
+  Count packed_columns;  // W2
+  int bundles;           // of a plane's lines: blocks take every gridDim.x-th of all bundles
+  int64_t first, planes;
+  int slabs;     // of a plane's columns
+  int64_t sums;  // where in the workspace they begin; see slab_sums
+  Point* workspace;
+
+  __device__ __forceinline__ Point* spectra(int64_t plane) const {
+    return workspace + (plane - first) * (job.height * packed_columns);
+  }
+  // of every slab of a plane: its part of the loss, and the number of bins that count
+  __device__ __forceinline__ Complex<double>* slab_sums(int64_t plane) const {
+    return reinterpret_cast<Complex<double>*>(workspace + sums) + plane * slabs;
+  }
+};
+
+// Shared memory of a block.
+struct LineMemory {
+  Point* roots;
+  Point* sums;  // a thread's part of a sum
+  Point* storage;
+  uint16_t *place, *frequency;  // where the first line's frequency k lies, and that of point p after the forward stages
+  size_t bytes;
+
+  SAGD_INLINE LineMemory(unsigned char* memory, const LineShape& shape) {
+    const int length = shape.axis.length;
+    roots = reinterpret_cast<Point*>(memory);
+    sums = roots + length;
+    storage = sums + shape.threads;
+    place = reinterpret_cast<uint16_t*>(storage + length * (shape.lines | 1) + shape.axis.radix(0));
+    frequency = place + length;
+    bytes = size_t(reinterpret_cast<unsigned char*>(frequency + length) - memory);
+  }
+};
+
+// body(lines, memory, plane, first) for every bundle of the block: `first` is the number of its first line in the
+// plane. Lines behind the plane's last one are computed with, but neither read nor written.
+template <class Body>
+__device__ __forceinline__ void for_lines(const Pass& pass, Body&& body) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  const LineShape& shape = pass.shape;
+  const LineMemory memory(shared_memory, shape);
+  const Lines<Axis, Count> lines{shape.axis,   shape.lines,    shape.lines | 1,  1 - shape.axis.first_span() % 2,
+                                 memory.roots, memory.storage, int(threadIdx.x), int(blockDim.x)};
+  for (int k = threadIdx.x; k < shape.axis.length; k += blockDim.x) {
+    const int p = position(shape.axis, k);
+    memory.roots[k] = root(k, shape.axis.length);
+    memory.place[k] = uint16_t(lines.place(p));
+    memory.frequency[p] = uint16_t(k);
+  }
+  __syncthreads();
+  for (unsigned task = blockIdx.x; task < unsigned(pass.planes * pass.bundles); task += gridDim.x) {
+    const unsigned plane = task / unsigned(pass.bundles), bundle = task - plane * unsigned(pass.bundles);
+    body(lines, memory, pass.first + plane, int(bundle) * shape.lines);
+    __syncthreads();  // the storage is read
+  }
+}
+
+#define SAGD_PASS __global__ void __launch_bounds__(LineShape::max_threads)
+
+__device__ __forceinline__ float pixels(const Job& job) { return float(job.height * job.width); }
+
+// What the loss of a plane is divided by, given the sums of all of its slabs.
+__device__ __forceinline__ Complex<double> plane_sum(const Pass& pass, int64_t plane) {
+  const Complex<double>* parts = pass.slab_sums(plane);
+  Complex<double> total{0, 0};
+  for (int i = 0; i < pass.slabs; ++i) total = total + parts[i];
+  return {total.re, total.im > 0 ? total.im : 1};
+}
+
+}  // namespace sagd::cuda
