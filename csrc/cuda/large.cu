@@ -32,25 +32,20 @@ int64_t workspace_bytes(const Job& job) {
 
 void run_passes(const Job& job, void* workspace, void* stream) {
   const Passes passes = passes_of(job);
-  const int64_t chunk = chunk_of(job);
-  Pass pass{job, passes.rows, Count(int(packed_columns(job))), passes.row_bundles, 0, 0, passes.slabs,
-            chunk * job.height * packed_columns(job), static_cast<Point*>(workspace)};
-  for (; pass.first < job.planes; pass.first += chunk) {
-    pass.planes = std::min(chunk, job.planes - pass.first);
-    const auto along = [&](const LineShape& shape, int bundles) -> const Pass& {
-      pass.shape = shape;
-      pass.bundles = bundles;
-      return pass;
-    };
+  const int64_t planes = chunk_of(job);
+  Chunk chunk{job, Count(int(packed_columns(job))), passes.slabs, static_cast<Stored*>(workspace),
+              planes * job.height * packed_columns(job), 0, 0};
+  for (; chunk.first < job.planes; chunk.first += planes) {
+    chunk.planes = std::min(planes, job.planes - chunk.first);
     if (job.keys) {
-      draw_columns(along(passes.columns, passes.slabs), stream);
+      draw_columns(chunk, passes, stream);
     } else {
-      forward_rows(along(passes.rows, passes.row_bundles), stream);
-      filter_columns(along(passes.columns, passes.slabs), stream);
+      forward_rows(chunk, passes, stream);
+      filter_columns(chunk, passes, stream);
     }
-    if (job.output) inverse_rows(along(passes.rows, passes.row_bundles), stream);
+    if (job.output) inverse_rows(chunk, passes, stream);
   }
-  if (job.plane_loss && job.planes > 0) plane_losses(pass, stream);
+  if (job.plane_loss && job.planes > 0) plane_losses(chunk, stream);
 }
 
 }  // namespace sagd::cuda

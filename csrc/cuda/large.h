@@ -15,36 +15,52 @@
 // 3/8 S for twiddle factors; 5 log2 N operations of butterflies each way.
 #pragma once
 
+#include <bit>
+
 #include "cuda/lines.h"
 
 namespace sagd::cuda {
 
 // Lines along one axis, and how blocks take them.
+template <class Axis>
 struct LineShape {
-  static constexpr int max_threads = 512;
   Axis axis;
   Count lines;  // that a block holds at a time
   int threads;
 };
+constexpr int max_line_threads = 512;
 
-// One launch: planes first, ..., first + planes - 1 of the job.
-struct Pass {
+// A number of the workspace, read and written at once.
+struct Stored {
+  uint64_t bits;
+
+  __device__ __forceinline__ Stored(Point value) : bits(std::bit_cast<uint64_t>(value)) {}
+  __device__ __forceinline__ operator Point() const { return std::bit_cast<Point>(bits); }
+};
+
+// Planes first, ..., first + planes - 1 of a job on their way through the passes.
+struct Chunk {
   Job job;
-  LineShape shape;
   Count packed_columns;  // W2
-  int bundles;           // of a plane's lines: blocks take every gridDim.x-th of all bundles
+  int slabs;             // of a plane's packed columns
+  Stored* workspace;
+  int64_t sums;  // where in it those of the slabs begin
   int64_t first, planes;
-  int slabs;     // of a plane's columns
-  int64_t sums;  // where in the workspace they begin; see slab_sums
-  Point* workspace;
 
-  __device__ __forceinline__ Point* spectra(int64_t plane) const {
+  __device__ __forceinline__ Stored* spectra(int64_t plane) const {
     return workspace + (plane - first) * (job.height * packed_columns);
   }
   // of every slab of a plane: its part of the loss, and the number of bins that count
   __device__ __forceinline__ Complex<double>* slab_sums(int64_t plane) const {
     return reinterpret_cast<Complex<double>*>(workspace + sums) + plane * slabs;
   }
+};
+
+// One launch: every block takes every gridDim.x-th bundle of shape.lines lines.
+template <class Axis>
+struct Pass : Chunk {
+  LineShape<Axis> shape;
+  int bundles;  // of a plane
 };
 
 // Shared memory of a block.
@@ -55,7 +71,8 @@ struct LineMemory {
   uint16_t *place, *frequency;  // where the first line's frequency k lies, and that of point p after the forward stages
   size_t bytes;
 
-  SAGD_INLINE LineMemory(unsigned char* memory, const LineShape& shape) {
+  template <class Axis>
+  SAGD_INLINE LineMemory(unsigned char* memory, const LineShape<Axis>& shape) {
     const int length = shape.axis.length;
     roots = reinterpret_cast<Point*>(memory);
     sums = roots + length;
@@ -68,10 +85,10 @@ struct LineMemory {
 
 // body(lines, memory, plane, first) for every bundle of the block: `first` is the number of its first line in the
 // plane. Lines behind the plane's last one are computed with, but neither read nor written.
-template <class Body>
-__device__ __forceinline__ void for_lines(const Pass& pass, Body&& body) {
+template <class Axis, class Body>
+__device__ __forceinline__ void for_lines(const Pass<Axis>& pass, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  const LineShape& shape = pass.shape;
+  const LineShape<Axis>& shape = pass.shape;
   const LineMemory memory(shared_memory, shape);
   const Lines<Axis, Count> lines{shape.axis,   shape.lines,    shape.lines | 1,  1 - shape.axis.first_span() % 2,
                                  memory.roots, memory.storage, int(threadIdx.x), int(blockDim.x)};
@@ -89,15 +106,15 @@ __device__ __forceinline__ void for_lines(const Pass& pass, Body&& body) {
   }
 }
 
-#define SAGD_PASS __global__ void __launch_bounds__(LineShape::max_threads)
+#define SAGD_PASS __global__ void __launch_bounds__(max_line_threads)
 
 __device__ __forceinline__ float pixels(const Job& job) { return float(job.height * job.width); }
 
 // What the loss of a plane is divided by, given the sums of all of its slabs.
-__device__ __forceinline__ Complex<double> plane_sum(const Pass& pass, int64_t plane) {
-  const Complex<double>* parts = pass.slab_sums(plane);
+__device__ __forceinline__ Complex<double> plane_sum(const Chunk& chunk, int64_t plane) {
+  const Complex<double>* parts = chunk.slab_sums(plane);
   Complex<double> total{0, 0};
-  for (int i = 0; i < pass.slabs; ++i) total = total + parts[i];
+  for (int i = 0; i < chunk.slabs; ++i) total = total + parts[i];
   return {total.re, total.im > 0 ? total.im : 1};
 }
 

@@ -1,21 +1,27 @@
 #include "cuda/large_columns.h"
 
-#include "cuda/launch.h"
+#include "cuda/large_host.h"
 
 namespace sagd::cuda {
 
-void filter_columns(const Pass& pass, void* stream) {
-  launch_lines(pass.job.plane_loss ? &kernel::filter_columns<WeightMap::inverse_square>
-                                   : &kernel::filter_columns<WeightMap::value>,
-               pass, stream);
+void filter_columns(const Chunk& chunk, const Passes& passes, void* stream) {
+  with_line_shape(passes.columns, [&]<class Axis>(const LineShape<Axis>& shape) {
+    launch_lines(chunk.job.plane_loss ? &kernel::filter_columns<WeightMap::inverse_square, Axis>
+                                      : &kernel::filter_columns<WeightMap::value, Axis>,
+                 chunk, shape, passes.slabs, stream);
+  });
 }
 
-void draw_columns(const Pass& pass, void* stream) { launch_lines(&kernel::draw_columns, pass, stream); }
+void draw_columns(const Chunk& chunk, const Passes& passes, void* stream) {
+  with_line_shape(passes.columns, [&]<class Axis>(const LineShape<Axis>& shape) {
+    launch_lines(&kernel::draw_columns<Axis>, chunk, shape, passes.slabs, stream);
+  });
+}
 
-void plane_losses(const Pass& pass, void* stream) {
+void plane_losses(const Chunk& chunk, void* stream) {
   constexpr unsigned threads = 128, most_blocks = 1024;
-  const int64_t blocks = (pass.job.planes + threads - 1) / threads;
-  void* arguments[] = {const_cast<Pass*>(&pass)};
+  const int64_t blocks = (chunk.job.planes + threads - 1) / threads;
+  void* arguments[] = {const_cast<Chunk*>(&chunk)};
   SAGD_CHECK(cudaLaunchKernel(&kernel::plane_losses, dim3(unsigned(std::min<int64_t>(blocks, most_blocks))),
                               dim3(threads), arguments, 0, static_cast<cudaStream_t>(stream)));
 }

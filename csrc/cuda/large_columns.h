@@ -15,16 +15,19 @@ __device__ __forceinline__ Weight<map> plane_weight(const Job& job, int64_t plan
 
 // Columns from the workspace and back into it, as Lines asks for them.
 struct Slab {
-  Point* from;  // the first row of the first column
+  Stored* from;  // the first row of the first column
   int pitch, columns;
 
-  __device__ __forceinline__ Slab(const Pass& pass, int64_t plane, int first)
-      : from(pass.spectra(plane) + first), pitch(pass.packed_columns), columns(pass.packed_columns - first) {}
+  __device__ __forceinline__ Slab(const Chunk& chunk, int64_t plane, int first)
+      : from(chunk.spectra(plane) + first), pitch(chunk.packed_columns), columns(chunk.packed_columns - first) {}
 
   template <int R>
   __device__ __forceinline__ void read(int h, int j, int step, Point* v) const {
     SAGD_UNROLL
-    for (int m = 0; m < R; ++m) v[m] = j < columns ? from[(h + m * step) * pitch + j] : Point{0, 0};
+    for (int m = 0; m < R; ++m) v[m] = {0, 0};
+    if (j >= columns) return;
+    SAGD_UNROLL
+    for (int m = 0; m < R; ++m) v[m] = from[(h + m * step) * pitch + j];
   }
   template <int R>
   __device__ __forceinline__ void write(int h, int j, int step, const Point* v) const {
@@ -37,8 +40,8 @@ struct Slab {
 namespace kernel {
 
 // With map inverse_square also a slab's sums.
-template <WeightMap map>
-SAGD_PASS filter_columns(const __grid_constant__ Pass pass) {
+template <WeightMap map, class Axis>
+SAGD_PASS filter_columns(const __grid_constant__ Pass<Axis> pass) {
   constexpr bool measure = map == WeightMap::inverse_square;
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
@@ -76,7 +79,8 @@ SAGD_PASS filter_columns(const __grid_constant__ Pass pass) {
   });
 }
 
-SAGD_PASS draw_columns(const __grid_constant__ Pass pass) {
+template <class Axis>
+SAGD_PASS draw_columns(const __grid_constant__ Pass<Axis> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
     const int height = int(job.height), width = int(job.width), orbits = width / 2 + 1;
@@ -109,10 +113,11 @@ SAGD_PASS draw_columns(const __grid_constant__ Pass pass) {
 }
 
 // The losses from the sums of the slabs.
-__global__ void plane_losses(const __grid_constant__ Pass pass) {
-  for (int64_t plane = blockIdx.x * blockDim.x + threadIdx.x; plane < pass.job.planes; plane += gridDim.x * blockDim.x) {
-    const Complex<double> sum = plane_sum(pass, plane);
-    pass.job.plane_loss[plane] = sum.re / sum.im;
+__global__ void plane_losses(const __grid_constant__ Chunk chunk) {
+  const int64_t planes = chunk.job.planes, threads = gridDim.x * blockDim.x;
+  for (int64_t plane = blockIdx.x * blockDim.x + threadIdx.x; plane < planes; plane += threads) {
+    const Complex<double> sum = plane_sum(chunk, plane);
+    chunk.job.plane_loss[plane] = sum.re / sum.im;
   }
 }
 

@@ -13,7 +13,7 @@ namespace sagd::cuda {
 
 // How planes of one size take the passes.
 struct Passes {
-  LineShape rows, columns;
+  LineShape<Axis> rows, columns;
   int row_bundles, slabs;
 };
 
@@ -21,19 +21,20 @@ struct Passes {
 inline std::optional<Passes> passes_for(int64_t height, int64_t width, size_t shared_limit) {
   const auto rows = line_shape(width, shared_limit), columns = line_shape(height, shared_limit);
   if (!rows || !columns) return {};
-  const auto bundles = [](int64_t lines, const LineShape& shape) { return int((lines + shape.lines - 1) / shape.lines); };
+  const auto bundles = [](int64_t lines, const LineShape<Axis>& shape) { return int((lines + shape.lines - 1) / shape.lines); };
   return Passes{*rows, *columns, bundles((height + 1) / 2, *rows), bundles((width + 1) / 2, *columns)};
 }
 
 // All passes of a job, chunk by chunk. The workspace has workspace_bytes(job) bytes.
 void run_passes(const Job& job, void* workspace, void* stream);
 
-// Each queues one pass.
-void forward_rows(const Pass& pass, void* stream);
-void filter_columns(const Pass& pass, void* stream);
-void draw_columns(const Pass& pass, void* stream);
-void inverse_rows(const Pass& pass, void* stream);
-void plane_losses(const Pass& pass, void* stream);
+// Each queues one pass of a chunk.
+void forward_rows(const Chunk& chunk, const Passes& passes, void* stream);
+void filter_columns(const Chunk& chunk, const Passes& passes, void* stream);
+void draw_columns(const Chunk& chunk, const Passes& passes, void* stream);
+void inverse_rows(const Chunk& chunk, const Passes& passes, void* stream);
+// plane_loss of all planes of the job, after the last chunk
+void plane_losses(const Chunk& chunk, void* stream);
 
 // Blocks of a kernel that the current device holds at a time, asked for once.
 template <class Kernel>
@@ -52,12 +53,14 @@ int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {
   return known[key] = blocks * attribute(cudaDevAttrMultiProcessorCount);
 }
 
-inline void launch_lines(void (*kernel)(const Pass), Pass pass, void* stream) {
-  const size_t bytes = LineMemory(nullptr, pass.shape).bytes;
-  const int64_t tasks = pass.planes * pass.bundles;
-  const dim3 grid(unsigned(std::min<int64_t>(tasks, resident_blocks(kernel, pass.shape.threads, bytes))));
+template <class Axis>
+void launch_lines(void (*kernel)(const Pass<Axis>), const Chunk& chunk, const LineShape<Axis>& shape, int bundles,
+                  void* stream) {
+  Pass<Axis> pass{chunk, shape, bundles};
+  const size_t bytes = LineMemory(nullptr, shape).bytes;
+  const dim3 grid(unsigned(std::min<int64_t>(chunk.planes * bundles, resident_blocks(kernel, shape.threads, bytes))));
   void* arguments[] = {&pass};
-  SAGD_CHECK(cudaLaunchKernel(kernel, grid, dim3(unsigned(pass.shape.threads)), arguments, bytes,
+  SAGD_CHECK(cudaLaunchKernel(kernel, grid, dim3(unsigned(shape.threads)), arguments, bytes,
                               static_cast<cudaStream_t>(stream)));
 }
 

@@ -4,12 +4,20 @@
 
 namespace sagd::cuda {
 
-void forward_rows(const Pass& pass, void* stream) {
-  with_stored_type(pass.job.dtype, [&]<class S>() { launch_lines(&kernel::forward_rows<S>, pass, stream); });
+void forward_rows(const Chunk& chunk, const Passes& passes, void* stream) {
+  with_stored_type(chunk.job.dtype, [&]<class S>() {
+    with_line_shape(passes.rows, [&]<class Axis>(const LineShape<Axis>& shape) {
+      launch_lines(&kernel::forward_rows<S, Axis>, chunk, shape, passes.row_bundles, stream);
+    });
+  });
 }
 
-void inverse_rows(const Pass& pass, void* stream) {
-  with_stored_type(pass.job.dtype, [&]<class S>() { launch_lines(&kernel::inverse_rows<S>, pass, stream); });
+void inverse_rows(const Chunk& chunk, const Passes& passes, void* stream) {
+  with_stored_type(chunk.job.dtype, [&]<class S>() {
+    with_line_shape(passes.rows, [&]<class Axis>(const LineShape<Axis>& shape) {
+      launch_lines(&kernel::inverse_rows<S, Axis>, chunk, shape, passes.row_bundles, stream);
+    });
+  });
 }
 
 }  // namespace sagd::cuda

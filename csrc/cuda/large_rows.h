@@ -8,35 +8,48 @@ namespace sagd::cuda {
 
 // Pairs of rows of a tensor with any strides.
 template <class S>
-struct ReadRows {
-  const S* from;
-  int64_t row_stride, column_stride;
-
+class ReadRows {
+ public:
   __device__ __forceinline__ ReadRows(const Planes& tensor, int64_t plane)
-      : from(static_cast<const S*>(tensor.data) + tensor.batch.offset(plane)),
-        row_stride(tensor.row_stride),
-        column_stride(tensor.column_stride) {}
+      : from_(static_cast<const S*>(tensor.data) + tensor.batch.offset(plane)),
+        row_stride_(tensor.row_stride),
+        column_stride_(tensor.column_stride) {}
 
   // v[m] = columns w + m step of rows h and h + 1; zero where there are no such rows
   template <int R>
   __device__ __forceinline__ void operator()(int h, int height, int w, int step, Point* v) const {
-    const S* top = from + h * row_stride + w * column_stride;
-    const S* bottom = top + row_stride;
     SAGD_UNROLL
-    for (int m = 0; m < R; ++m) v[m].re = h < height ? widen(__ldg(top + m * step * column_stride)) : 0;
-    SAGD_UNROLL
-    for (int m = 0; m < R; ++m) v[m].im = h + 1 < height ? widen(__ldg(bottom + m * step * column_stride)) : 0;
+    for (int m = 0; m < R; ++m) v[m] = {0, 0};
+    if (h < height) row<R>(h, w, step, [&](int m, float x) { v[m].re = x; });
+    if (h + 1 < height) row<R>(h + 1, w, step, [&](int m, float x) { v[m].im = x; });
   }
+
+ private:
+  template <int R, class F>
+  __device__ __forceinline__ void row(int h, int w, int step, F&& f) const {
+    const S* from = from_ + h * row_stride_ + w * column_stride_;
+    if (column_stride_ == 1) {  // offsets of 32 bits, constants where the axis is fixed
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) f(m, widen(__ldg(from + m * step)));
+    } else {
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) f(m, widen(__ldg(from + m * step * column_stride_)));
+    }
+  }
+
+  const S* from_;
+  int64_t row_stride_, column_stride_;
 };
 
 // f(j, row, l) for the first of the two rows in line j, every line of the bundle, and every packed column l. The real
 // frequency 0 is packed with frequency width / 2, which `partner` of 0 is.
-template <class F>
-__device__ __forceinline__ void for_row_spectra(const Pass& pass, const Lines<Axis, Count>& lines, int first, F&& f) {
+template <class Axis, class F>
+__device__ __forceinline__ void for_row_spectra(const Pass<Axis>& pass, const Lines<Axis, Count>& lines, int first,
+                                                F&& f) {
   const int tasks = lines.count * pass.packed_columns;
   for (int task = lines.thread; task < tasks; task += lines.threads) {
     const int j = quotient(task, pass.packed_columns), row = 2 * (first + j);
-    if (row < pass.job.height) f(j, row, task - j * pass.packed_columns);
+    if (row < int(pass.job.height)) f(j, row, task - j * pass.packed_columns);
   }
 }
 __device__ __forceinline__ int partner(int l, int width) { return l > 0 ? width - l : width / 2; }
@@ -44,8 +57,8 @@ __device__ __forceinline__ int partner(int l, int width) { return l > 0 ? width 
 namespace kernel {
 
 // Leaves the frequencies of column 0 as they are, and twice all others.
-template <class S>
-SAGD_PASS forward_rows(const __grid_constant__ Pass pass) {
+template <class S, class Axis>
+SAGD_PASS forward_rows(const __grid_constant__ Pass<Axis> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const int height = int(pass.job.height), width = int(pass.job.width), pitch = pass.packed_columns;
     const ReadRows<S> input(pass.job.input, plane), target(pass.job.target, plane);
@@ -58,7 +71,7 @@ SAGD_PASS forward_rows(const __grid_constant__ Pass pass) {
       SAGD_UNROLL
       for (int m = 0; m < R; ++m) v[m] = v[m] - other[m];
     });
-    Point* spectra = pass.spectra(plane);
+    Stored* spectra = pass.spectra(plane);
     for_row_spectra(pass, lines, first, [&](int j, int row, int l) {
       const bool alone = l == 0 && width % 2;
       Point a = lines.storage[memory.place[l] + j];
@@ -70,14 +83,15 @@ SAGD_PASS forward_rows(const __grid_constant__ Pass pass) {
   });
 }
 
-template <class S>
-SAGD_PASS inverse_rows(const __grid_constant__ Pass pass) {
+template <class S, class Axis>
+SAGD_PASS inverse_rows(const __grid_constant__ Pass<Axis> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
     const int height = int(job.height), width = int(job.width), pitch = pass.packed_columns;
-    const Point* spectra = pass.spectra(plane);
+    const Stored* spectra = pass.spectra(plane);
     for_row_spectra(pass, lines, first, [&](int j, int row, int l) {
-      Point a = spectra[row * pitch + l], b = row + 1 < height ? spectra[(row + 1) * pitch + l] : Point{0, 0};
+      Point a = spectra[row * pitch + l], b{0, 0};
+      if (row + 1 < height) b = spectra[(row + 1) * pitch + l];
       join(l == 0, a, b);
       lines.storage[memory.place[l] + j] = a;
       if (l > 0 || width % 2 == 0) lines.storage[memory.place[partner(l, width)] + j] = b;

@@ -20,9 +20,11 @@ std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes_) 
   if (!fits_block(height, width, limit)) {
     const auto passes = passes_for(height, width, limit);
     if (!passes) return "";
-    return "three passes: rows " + describe(passes->rows.axis) + " points, " + std::to_string(passes->rows.lines) +
-           " pairs at a time, columns " + describe(passes->columns.axis) + " points, " +
-           std::to_string(passes->columns.lines) + " at a time";
+    std::string text = "three passes: rows ";
+    with_line_shape(passes->rows, [&](const auto& shape) { text += describe(shape.axis); });
+    text += " points, " + std::to_string(passes->rows.lines) + " pairs at a time, columns ";
+    with_line_shape(passes->columns, [&](const auto& shape) { text += describe(shape.axis); });
+    return text + " points, " + std::to_string(passes->columns.lines) + " at a time";
   }
   std::string text;
   with_shape(height, width, [&](const auto& shape) {
