@@ -21,14 +21,23 @@
 
 namespace sagd::cuda {
 
-// Lines along one axis, and how blocks take them.
-template <class Axis>
-struct LineShape {
+constexpr int max_line_threads = 512;
+
+// Lines along one axis, and how blocks take them. Here along any axis.
+struct AnyLines {
+  using Number = Count;
   Axis axis;
   Count lines;  // that a block holds at a time
   int threads;
 };
-constexpr int max_line_threads = 512;
+
+// Along one that the kernel is compiled for.
+template <int lines_, int threads_, class Axis_>
+struct FixedLines {
+  using Number = int;
+  Axis_ axis;
+  static constexpr int lines = lines_, threads = threads_;
+};
 
 // A number of the workspace, read and written at once.
 struct Stored {
@@ -57,9 +66,9 @@ struct Chunk {
 };
 
 // One launch: every block takes every gridDim.x-th bundle of shape.lines lines.
-template <class Axis>
+template <class Shape>
 struct Pass : Chunk {
-  LineShape<Axis> shape;
+  Shape shape;
   int bundles;  // of a plane
 };
 
@@ -71,8 +80,8 @@ struct LineMemory {
   uint16_t *place, *frequency;  // where the first line's frequency k lies, and that of point p after the forward stages
   size_t bytes;
 
-  template <class Axis>
-  SAGD_INLINE LineMemory(unsigned char* memory, const LineShape<Axis>& shape) {
+  template <class Shape>
+  SAGD_INLINE LineMemory(unsigned char* memory, const Shape& shape) {
     const int length = shape.axis.length;
     roots = reinterpret_cast<Point*>(memory);
     sums = roots + length;
@@ -83,16 +92,19 @@ struct LineMemory {
   }
 };
 
+template <class Shape>
+using LinesOf = Lines<decltype(Shape::axis), typename Shape::Number>;
+
 // body(lines, memory, plane, first) for every bundle of the block: `first` is the number of its first line in the
 // plane. Lines behind the plane's last one are computed with, but neither read nor written.
-template <class Axis, class Body>
-__device__ __forceinline__ void for_lines(const Pass<Axis>& pass, Body&& body) {
+template <class Shape, class Body>
+__device__ __forceinline__ void for_lines(const Pass<Shape>& pass, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  const LineShape<Axis>& shape = pass.shape;
+  const Shape& shape = pass.shape;
   const LineMemory memory(shared_memory, shape);
-  const Lines<Axis, Count> lines{shape.axis,   shape.lines,    shape.lines | 1,  1 - shape.axis.first_span() % 2,
-                                 memory.roots, memory.storage, int(threadIdx.x), int(blockDim.x)};
-  for (int k = threadIdx.x; k < shape.axis.length; k += blockDim.x) {
+  const LinesOf<Shape> lines{shape.axis,   shape.lines,    shape.lines | 1,  1 - shape.axis.first_span() % 2,
+                             memory.roots, memory.storage, int(threadIdx.x), shape.threads};
+  for (int k = threadIdx.x; k < shape.axis.length; k += shape.threads) {
     const int p = position(shape.axis, k);
     memory.roots[k] = root(k, shape.axis.length);
     memory.place[k] = uint16_t(lines.place(p));

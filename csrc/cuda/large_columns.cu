@@ -5,16 +5,16 @@
 namespace sagd::cuda {
 
 void filter_columns(const Chunk& chunk, const Passes& passes, void* stream) {
-  with_line_shape(passes.columns, [&]<class Axis>(const LineShape<Axis>& shape) {
-    launch_lines(chunk.job.plane_loss ? &kernel::filter_columns<WeightMap::inverse_square, Axis>
-                                      : &kernel::filter_columns<WeightMap::value, Axis>,
+  with_line_shape(passes.columns, [&]<class Shape>(const Shape& shape) {
+    launch_lines(chunk.job.plane_loss ? &kernel::filter_columns<WeightMap::inverse_square, Shape>
+                                      : &kernel::filter_columns<WeightMap::value, Shape>,
                  chunk, shape, passes.slabs, stream);
   });
 }
 
 void draw_columns(const Chunk& chunk, const Passes& passes, void* stream) {
-  with_line_shape(passes.columns, [&]<class Axis>(const LineShape<Axis>& shape) {
-    launch_lines(&kernel::draw_columns<Axis>, chunk, shape, passes.slabs, stream);
+  with_line_shape(passes.columns, [&]<class Shape>(const Shape& shape) {
+    launch_lines(&kernel::draw_columns<Shape>, chunk, shape, passes.slabs, stream);
   });
 }
 

@@ -40,8 +40,8 @@ struct Slab {
 namespace kernel {
 
 // With map inverse_square also a slab's sums.
-template <WeightMap map, class Axis>
-SAGD_PASS filter_columns(const __grid_constant__ Pass<Axis> pass) {
+template <WeightMap map, class Shape>
+SAGD_PASS filter_columns(const __grid_constant__ Pass<Shape> pass) {
   constexpr bool measure = map == WeightMap::inverse_square;
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
@@ -79,8 +79,8 @@ SAGD_PASS filter_columns(const __grid_constant__ Pass<Axis> pass) {
   });
 }
 
-template <class Axis>
-SAGD_PASS draw_columns(const __grid_constant__ Pass<Axis> pass) {
+template <class Shape>
+SAGD_PASS draw_columns(const __grid_constant__ Pass<Shape> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
     const int height = int(job.height), width = int(job.width), orbits = width / 2 + 1;

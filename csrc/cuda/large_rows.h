@@ -43,9 +43,8 @@ class ReadRows {
 
 // f(j, row, l) for the first of the two rows in line j, every line of the bundle, and every packed column l. The real
 // frequency 0 is packed with frequency width / 2, which `partner` of 0 is.
-template <class Axis, class F>
-__device__ __forceinline__ void for_row_spectra(const Pass<Axis>& pass, const Lines<Axis, Count>& lines, int first,
-                                                F&& f) {
+template <class Lines, class F>
+__device__ __forceinline__ void for_row_spectra(const Chunk& pass, const Lines& lines, int first, F&& f) {
   const int tasks = lines.count * pass.packed_columns;
   for (int task = lines.thread; task < tasks; task += lines.threads) {
     const int j = quotient(task, pass.packed_columns), row = 2 * (first + j);
@@ -57,8 +56,8 @@ __device__ __forceinline__ int partner(int l, int width) { return l > 0 ? width 
 namespace kernel {
 
 // Leaves the frequencies of column 0 as they are, and twice all others.
-template <class S, class Axis>
-SAGD_PASS forward_rows(const __grid_constant__ Pass<Axis> pass) {
+template <class S, class Shape>
+SAGD_PASS forward_rows(const __grid_constant__ Pass<Shape> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const int height = int(pass.job.height), width = int(pass.job.width), pitch = pass.packed_columns;
     const ReadRows<S> input(pass.job.input, plane), target(pass.job.target, plane);
@@ -83,8 +82,8 @@ SAGD_PASS forward_rows(const __grid_constant__ Pass<Axis> pass) {
   });
 }
 
-template <class S, class Axis>
-SAGD_PASS inverse_rows(const __grid_constant__ Pass<Axis> pass) {
+template <class S, class Shape>
+SAGD_PASS inverse_rows(const __grid_constant__ Pass<Shape> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
     const int height = int(job.height), width = int(job.width), pitch = pass.packed_columns;

@@ -107,28 +107,27 @@ inline bool fits_block(int64_t height, int64_t width, size_t limit) {
 
 // Lines of an axis: as many at a time as threads whose points are read or written at once, or fewer where the axis is
 // long. The axis has at least two stages, of which one may do nothing (see Lines::turn).
-inline std::optional<LineShape<Axis>> line_shape(int64_t length, size_t limit) {
+inline std::optional<AnyLines> line_shape(int64_t length, size_t limit) {
   if (length > max_length) return {};
   std::vector<int> stages = stages_of(int(length));
   if (stages.empty() || stages.size() > max_stages) return {};
   if (stages.size() == 1) stages.push_back(1);
   for (int lines = 16; lines > 0; lines /= 2) {
     const int threads = int(length) * lines / 32;  // 32 points keep a thread busy
-    const LineShape<Axis> shape{Axis(stages.data(), int(stages.size())), Count(lines),
-                          std::clamp((threads + 31) / 32 * 32, 64, max_line_threads)};
+    const AnyLines shape{Axis(stages.data(), int(stages.size())), Count(lines),
+                         std::clamp((threads + 31) / 32 * 32, 64, max_line_threads)};
     if (LineMemory(nullptr, shape).bytes <= limit) return shape;
   }
   return {};
 }
 
-// Calls f with the shape, its axis a constant where it is one of those that are used most.
+// Calls f with the shape, as one that kernels are compiled for where the axis is among those that are used most.
 template <class F>
-void with_line_shape(const LineShape<Axis>& shape, F&& f) {
-  const auto with = [&](auto axis) { f(LineShape<decltype(axis)>{axis, shape.lines, shape.threads}); };
-  switch (shape.axis.length) {
-    case 256: return with(FixedAxis<16, 16>{});
-    case 512: return with(FixedAxis<8, 8, 8>{});
-    case 1024: return with(FixedAxis<16, 8, 8>{});
+void with_line_shape(const AnyLines& shape, F&& f) {
+  switch (shape.lines == 16 ? shape.axis.length : 0) {
+    case 256: return f(FixedLines<16, 128, FixedAxis<16, 16>>{});
+    case 512: return f(FixedLines<16, 256, FixedAxis<8, 8, 8>>{});
+    case 1024: return f(FixedLines<16, 512, FixedAxis<16, 8, 8>>{});
     default: return f(shape);
   }
 }
