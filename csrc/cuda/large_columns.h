@@ -87,25 +87,28 @@ SAGD_PASS draw_columns(const __grid_constant__ Pass<Shape> pass) {
     const auto weight = plane_weight<WeightMap::value>(job, plane, sqrtf(0.5f / pixels(job)));
     const Stream stream = plane_stream(job, plane);
     const Slab slab(pass, plane, first);
+    Point* storage = lines.storage;
     const int tasks = lines.count * (height / 2 + 1);
     for (int task = lines.thread; task < tasks; task += lines.threads) {
       const int k = quotient(task, lines.count), j = task - k * lines.count, l = first + j;
-      if (j >= slab.columns) continue;
+      if (l == 0 || j >= slab.columns) continue;
       const int negative = k > 0 ? height - k : 0;
-      Point *here = lines.storage + memory.place[k] + j, *mirror = lines.storage + memory.place[negative] + j;
-      Point top, bottom{0, 0};
-      if (l > 0) {
-        stream.draw(k * orbits + l, top, bottom);
-        // F(-k, l) = conj F(k, -l); where k is its own mirror, the value that is written last
-        *mirror = Point{bottom.re, -bottom.im} * weight.inner(negative, l);
-        *here = top * weight.inner(k, l);
-      } else {
-        Point unused;
-        stream.draw(k * orbits, top, unused);
-        if (width % 2 == 0) stream.draw(k * orbits + width / 2, bottom, unused);
-        const float w_bottom = width % 2 ? 0 : weight.from_memory(k, negative, width / 2);
-        pack_drawn(here, mirror, top, bottom, k == negative, weight.from_memory(k, negative, 0), w_bottom);
-      }
+      Point here, mirror;  // F(k, l) and F(k, -l) = conj F(-k, l)
+      stream.draw(k * orbits + l, here, mirror);
+      const float w_here = weight.inner(k, l), w_mirror = weight.inner(negative, l);
+      Point *to_here = storage + memory.place[k] + j, *to_mirror = storage + memory.place[negative] + j;
+      *to_mirror = Point{mirror.re, -mirror.im} * w_mirror;
+      *to_here = here * w_here;  // last: where k is its own mirror, this is the value
+    }
+    for (int k = first == 0 ? lines.thread : height; k <= height / 2; k += lines.threads) {
+      const int negative = k > 0 ? height - k : 0;
+      const float w_top = weight.from_memory(k, negative, 0);
+      const float w_bottom = width % 2 ? 0 : weight.from_memory(k, negative, width / 2);
+      Point top, bottom{0, 0}, unused;
+      stream.draw(k * orbits, top, unused);
+      if (width % 2 == 0) stream.draw(k * orbits + width / 2, bottom, unused);
+      pack_drawn(storage + memory.place[k], storage + memory.place[negative], top, bottom, k == negative, w_top,
+                 w_bottom);
     }
     __syncthreads();
     lines.inverse([&]<int R>(int h, int j, int step, const Point* v) { slab.write<R>(h, j, step, v); });
