@@ -11,8 +11,8 @@
 // spectra stay in L2 from pass to pass (large.cu), so device memory sees one read and one write.
 //
 // Cost per pixel of a plane whose axes have S stages: 2 words through device memory; through L2 besides 16 bytes (noise:
-// 8) and 2 of the weight for each plane; through shared memory 8 S + 2 words (noise: 4 S + 1) for the points and about
-// 3/8 S for twiddle factors; 5 log2 N operations of butterflies each way.
+// 8) and 2 of the weight for each plane; through shared memory 8 S - 4 words (noise: 4 S) for the points, and the
+// twiddle factors; 4 log2 N operations of butterflies each way; 4 S barriers (noise: 2 S + 1).
 #pragma once
 
 #include <bit>

@@ -36,6 +36,9 @@ void inverse_rows(const Chunk& chunk, const Passes& passes, void* stream);
 // plane_loss of all planes of the job, after the last chunk
 void plane_losses(const Chunk& chunk, void* stream);
 
+// Blocks of a pass along rows that the device holds at a time.
+int resident_row_blocks(const Job& job, const Passes& passes);
+
 // Blocks of a kernel that the current device holds at a time, asked for once.
 template <class Kernel>
 int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {

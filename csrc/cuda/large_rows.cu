@@ -20,4 +20,14 @@ void inverse_rows(const Chunk& chunk, const Passes& passes, void* stream) {
   });
 }
 
+int resident_row_blocks(const Job& job, const Passes& passes) {
+  int blocks = 0;
+  with_stored_type(job.dtype, [&]<class S>() {
+    with_line_shape(passes.rows, [&]<class Shape>(const Shape& shape) {
+      blocks = resident_blocks(&kernel::inverse_rows<S, Shape>, shape.threads, LineMemory(nullptr, shape).bytes);
+    });
+  });
+  return blocks;
+}
+
 }  // namespace sagd::cuda

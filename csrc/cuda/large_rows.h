@@ -44,11 +44,11 @@ class ReadRows {
 // f(j, row, l) for the first of the two rows in line j, every line of the bundle, and every packed column l. The real
 // frequency 0 is packed with frequency width / 2, which `partner` of 0 is.
 template <class Lines, class F>
-__device__ __forceinline__ void for_row_spectra(const Chunk& pass, const Lines& lines, int first, F&& f) {
-  const int tasks = lines.count * pass.packed_columns;
+__device__ __forceinline__ void for_row_spectra(const Chunk& chunk, const Lines& lines, int first, F&& f) {
+  const int tasks = lines.count * chunk.packed_columns;
   for (int task = lines.thread; task < tasks; task += lines.threads) {
-    const int j = quotient(task, pass.packed_columns), row = 2 * (first + j);
-    if (row < int(pass.job.height)) f(j, row, task - j * pass.packed_columns);
+    const int j = quotient(task, chunk.packed_columns), row = 2 * (first + j);
+    if (row < int(chunk.job.height)) f(j, row, task - j * chunk.packed_columns);
   }
 }
 __device__ __forceinline__ int partner(int l, int width) { return l > 0 ? width - l : width / 2; }
