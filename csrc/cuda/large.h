@@ -21,20 +21,20 @@
 
 namespace sagd::cuda {
 
-constexpr int max_line_threads = 512;
-
 // Lines along one axis, and how blocks take them. Here along any axis.
 struct AnyLines {
   using Number = Count;
+  static constexpr int max_threads = 512, min_blocks = 1;  // of a block, on a multiprocessor
   Axis axis;
   Count lines;  // that a block holds at a time
   int threads;
 };
 
 // Along one that the kernel is compiled for.
-template <int lines_, int threads_, class Axis_>
+template <int lines_, int threads_, int min_blocks_, class Axis_>
 struct FixedLines {
   using Number = int;
+  static constexpr int max_threads = threads_, min_blocks = min_blocks_;
   Axis_ axis;
   static constexpr int lines = lines_, threads = threads_;
 };
@@ -118,7 +118,7 @@ __device__ __forceinline__ void for_lines(const Pass<Shape>& pass, Body&& body) 
   }
 }
 
-#define SAGD_PASS __global__ void __launch_bounds__(max_line_threads)
+#define SAGD_PASS __global__ void __launch_bounds__(Shape::max_threads, Shape::min_blocks)
 
 __device__ __forceinline__ float pixels(const Job& job) { return float(job.height * job.width); }
 

@@ -115,7 +115,7 @@ inline std::optional<AnyLines> line_shape(int64_t length, size_t limit) {
   for (int lines = 16; lines > 0; lines /= 2) {
     const int threads = int(length) * lines / 32;  // 32 points keep a thread busy
     const AnyLines shape{Axis(stages.data(), int(stages.size())), Count(lines),
-                         std::clamp((threads + 31) / 32 * 32, 64, max_line_threads)};
+                         std::clamp((threads + 31) / 32 * 32, 64, AnyLines::max_threads)};
     if (LineMemory(nullptr, shape).bytes <= limit) return shape;
   }
   return {};
@@ -125,9 +125,9 @@ inline std::optional<AnyLines> line_shape(int64_t length, size_t limit) {
 template <class F>
 void with_line_shape(const AnyLines& shape, F&& f) {
   switch (shape.lines == 16 ? shape.axis.length : 0) {
-    case 256: return f(FixedLines<16, 128, FixedAxis<16, 16>>{});
-    case 512: return f(FixedLines<16, 256, FixedAxis<8, 8, 8>>{});
-    case 1024: return f(FixedLines<16, 512, FixedAxis<16, 8, 8>>{});
+    case 256: return f(FixedLines<16, 128, 5, FixedAxis<16, 16>>{});
+    case 512: return f(FixedLines<16, 256, 2, FixedAxis<8, 8, 8>>{});
+    case 1024: return f(FixedLines<16, 512, 1, FixedAxis<16, 8, 8>>{});
     default: return f(shape);
   }
 }

@@ -74,6 +74,6 @@ int main() {
   run(FixedShape<8, 1, FixedAxis<4, 2>, FixedAxis<4, 2>>{}, false);
   run(FixedShape<5, 1, FixedAxis<3, 3>, FixedAxis<5, 3>>{}, true);
   run(FixedShape<16, 1, FixedAxis<16>, FixedAxis<16>>{}, true);
-  run_passes_of(FixedLines<4, 8, FixedAxis<4, 3>>{}, FixedLines<4, 24, FixedAxis<4, 2>>{});
+  run_passes_of(FixedLines<4, 8, 1, FixedAxis<4, 3>>{}, FixedLines<4, 24, 1, FixedAxis<4, 2>>{});
   std::puts("ran");
 }
