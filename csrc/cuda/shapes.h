@@ -125,7 +125,7 @@ inline std::optional<AnyLines> line_shape(int64_t length, size_t limit) {
 template <class F>
 void with_line_shape(const AnyLines& shape, F&& f) {
   switch (shape.lines == 16 ? shape.axis.length : 0) {
-    case 256: return f(FixedLines<16, 128, 5, FixedAxis<16, 16>>{});
+    case 256: return f(FixedLines<16, 128, 4, FixedAxis<16, 16>>{});
     case 512: return f(FixedLines<16, 256, 2, FixedAxis<8, 8, 8>>{});
     case 1024: return f(FixedLines<16, 512, 1, FixedAxis<16, 8, 8>>{});
     default: return f(shape);
