@@ -22,14 +22,14 @@ ANY = [
 SMALL_SIZES = [(2, 3), (6, 5), (8, 8), (9, 14), (16, 16), (28, 28)]
 # Planes that no block of an H100 holds.
 LARGE = [(256, 240), (245, 256)]
-LARGEST = [(512, 512), (1024, 1024), (1024, 100), (60, 1000), (625, 729)]
+LARGEST = [(512, 512), (1024, 1024), (320, 1024), (60, 1000), (625, 729)]
 
 
 class InPasses(tuple):
     """A size of planes that no block of a small device holds: they take the passes that large planes take elsewhere."""
 
 
-SMALL_DEVICE = 6000, 1 << 16  # bytes of shared memory for a block, and of L2: a few planes at a time go through the passes
+SMALL_DEVICE = 6000, 1 << 16  # bytes of shared memory for a block, and of L2, which takes a few planes at a time
 PASSES = [InPasses(size) for size in [(8, 240), (240, 7), (36, 45), (45, 49), (64, 64)]]
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 GPU_DTYPES = [dtype for dtype in DTYPES if dtype != torch.float64]

@@ -51,6 +51,16 @@ void run(const Shape& shape, bool one_weight) {
   launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, nullptr);
 }
 
+void run_mean() {
+  const Operands operands(1, 1, true);
+  float mean;
+  const double* losses = operands.loss.data();
+  int64_t count = planes;
+  float* to = &mean;
+  void* arguments[] = {&losses, &count, &to};
+  SAGD_CHECK(cudaLaunchKernel(&mean_of<64>, dim3(1), dim3(64), arguments, 64 * sizeof(double), nullptr));
+}
+
 // The passes, on one chunk.
 template <class Rows, class Columns>
 void run_passes_of(const Rows& rows, const Columns& columns) {
@@ -74,6 +84,7 @@ int main() {
   run(FixedShape<8, 1, FixedAxis<4, 2>, FixedAxis<4, 2>>{}, false);
   run(FixedShape<5, 1, FixedAxis<3, 3>, FixedAxis<5, 3>>{}, true);
   run(FixedShape<16, 1, FixedAxis<16>, FixedAxis<16>>{}, true);
+  run_mean();
   run_passes_of(FixedLines<4, 8, 1, FixedAxis<4, 3>>{}, FixedLines<4, 24, 1, FixedAxis<4, 2>>{});
   std::puts("ran");
 }
