@@ -72,6 +72,7 @@ void run_passes_of(const Rows& rows, const Columns& columns) {
   std::vector<Point> workspace(points + 2 * planes * slabs);
   const Chunk chunk{operands.job, Count(packed), slabs, reinterpret_cast<Stored*>(workspace.data()), points, 0, planes};
   launch_lines(&kernel::forward_rows<float, Rows>, chunk, rows, row_bundles, nullptr);
+  launch_lines(&kernel::filter_columns<WeightMap::value, Columns>, chunk, columns, slabs, nullptr);
   launch_lines(&kernel::filter_columns<WeightMap::inverse_square, Columns>, chunk, columns, slabs, nullptr);
   launch_lines(&kernel::inverse_rows<float, Rows>, chunk, rows, row_bundles, nullptr);
   launch_lines(&kernel::draw_columns<Columns>, chunk, columns, slabs, nullptr);
