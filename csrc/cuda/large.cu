@@ -21,7 +21,8 @@ int64_t packed_columns(const Job& job) { return (job.width + 1) / 2; }
 int64_t chunk_of(const Job& job, const Passes& passes) {
   const double points = l2_share * attribute(cudaDevAttrL2CacheSize) / sizeof(Point);
   const int64_t at_most = int64_t(points) / (job.height * packed_columns(job));
-  const int64_t resident = std::max(resident_row_blocks(job, passes), 1), waves = at_most * passes.row_bundles / resident;
+  const int64_t resident = std::max(resident_row_blocks(job, passes), 1);
+  const int64_t waves = at_most * passes.row_bundles / resident;
   const int64_t planes = waves > 0 ? waves * resident / passes.row_bundles : at_most;
   return std::clamp<int64_t>(planes, 1, std::max<int64_t>(job.planes, 1));
 }

@@ -1,8 +1,8 @@
 // Planes larger than a block's shared memory: three passes over a workspace of half spectra.
 //
-//   forward_rows    A block takes some pairs of rows. Rows 2 i and 2 i + 1 of a plane are the real and imaginary part of
-//                   one complex line (an odd one out has a zero partner); their spectra come apart on the way out.
-//   filter_columns  A block takes a slab of neighbouring columns: transforms along them, the weight, and back, in place.
+//   forward_rows    A block takes some pairs of rows. Rows 2 i and 2 i + 1 of a plane are the real and imaginary part
+//                   of one complex line (an odd one out has a zero partner); their spectra come apart on the way out.
+//   filter_columns  A block takes a slab of neighbouring columns: there, times the weight, and back, in place.
 //   draw_columns    In the place of both, for noise: draws a slab's spectrum and transforms it back.
 //   inverse_rows    The first pass backwards, with the factors of the result.
 //
@@ -10,9 +10,9 @@
 // frequencies 0 and W / 2 of a row are real: column 0 holds both. The batch is cut into chunks of planes whose half
 // spectra stay in L2 from pass to pass (large.cu), so device memory sees one read and one write.
 //
-// Cost per pixel of a plane whose axes have S stages: 2 words through device memory; through L2 besides 16 bytes (noise:
-// 8) and 2 of the weight for each plane; through shared memory 8 S - 4 words (noise: 4 S) for the points, and the
-// twiddle factors; 4 log2 N operations of butterflies each way; 4 S barriers (noise: 2 S + 1).
+// Cost per pixel of a plane whose axes have S stages: 2 words through device memory; through L2 besides 16 bytes
+// (noise: 8) and 2 of the weight for each plane; through shared memory 8 S - 4 words (noise: 4 S) for the points, and
+// the twiddle factors; 4 log2 N operations of butterflies each way; about 4 S barriers (noise: 2 S).
 #pragma once
 
 #include <bit>

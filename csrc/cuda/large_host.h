@@ -21,7 +21,7 @@ struct Passes {
 inline std::optional<Passes> passes_for(int64_t height, int64_t width, size_t shared_limit) {
   const auto rows = line_shape(width, shared_limit), columns = line_shape(height, shared_limit);
   if (!rows || !columns) return {};
-  const auto bundles = [](int64_t lines, const AnyLines& shape) { return int((lines + shape.lines - 1) / shape.lines); };
+  const auto bundles = [](int64_t n, const AnyLines& shape) { return int((n + shape.lines - 1) / shape.lines); };
   return Passes{*rows, *columns, bundles((height + 1) / 2, *rows), bundles((width + 1) / 2, *columns)};
 }
 
@@ -57,7 +57,8 @@ int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {
 }
 
 template <class Shape>
-void launch_lines(void (*kernel)(const Pass<Shape>), const Chunk& chunk, const Shape& shape, int bundles, void* stream) {
+void launch_lines(void (*kernel)(const Pass<Shape>), const Chunk& chunk, const Shape& shape, int bundles,
+                  void* stream) {
   Pass<Shape> pass{chunk, shape, bundles};
   const size_t bytes = LineMemory(nullptr, shape).bytes;
   const dim3 grid(unsigned(std::min<int64_t>(chunk.planes * bundles, resident_blocks(kernel, shape.threads, bytes))));

@@ -24,11 +24,7 @@ int resident_row_blocks(const Job& job, const Passes& passes) {
   int blocks = 0;
   with_stored_type(job.dtype, [&]<class S>() {
     with_line_shape(passes.rows, [&]<class Shape>(const Shape& shape) {
-      const size_t bytes = LineMemory(nullptr, shape).bytes;
-      blocks = resident_blocks(&kernel::inverse_rows<S, Shape>, shape.threads, bytes);
-      if (!job.keys) {
-        blocks = std::min(blocks, resident_blocks(&kernel::forward_rows<S, Shape>, shape.threads, bytes));
-      }
+      blocks = resident_blocks(&kernel::inverse_rows<S, Shape>, shape.threads, LineMemory(nullptr, shape).bytes);
     });
   });
   return blocks;

@@ -26,9 +26,9 @@ enum class Neighbours { lines, points };
 template <class Axis, class Number>
 struct Lines {
   const Axis& axis;
-  Number count;       // of lines
-  int pitch;          // from point to point
-  int skew;           // added for every span of the first stage: 1 where frequencies are accessed in their order, else 0
+  Number count;        // of lines
+  int pitch;           // from point to point
+  int skew;            // added for every span of the first stage: 1 where frequencies are taken in their order, else 0
   const Point* roots;  // exp(-2 pi i k / length)
   Point* storage;
   int thread, threads;

@@ -18,7 +18,7 @@ void use_device(int index);
 // Shared memory that a block may have on the current device; 0 where there is none.
 int64_t shared_bytes_per_block();
 
-// Device memory, in bytes, that the job needs besides; aligned to 16 bytes. It may be reused by later work on the stream.
+// Device memory that the job needs besides, in bytes. Later work on the stream may use it again.
 int64_t workspace_bytes(const Job& job);
 
 // Each queues the job on the current device's stream and returns. std::runtime_error where there is no kernel

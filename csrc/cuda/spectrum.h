@@ -7,7 +7,7 @@
 namespace sagd::cuda {
 
 // z, y: frequencies k and -k of a complex line -> the spectra of the two real lines that are its real and imaginary
-// part, at k, doubled. `first`: frequencies 0 and n / 2 -> one number each, (0, n / 2) of the one line and of the other.
+// part, at k, doubled. `first`: frequencies 0 and n / 2 -> a number for each line, its frequencies 0 and n / 2.
 __device__ __forceinline__ void separate(bool first, Point& z, Point& y) {
   const Point a = {first ? z.re : z.re + y.re, first ? y.re : z.im - y.im};
   const Point b = {first ? z.im : z.im + y.im, first ? y.im : y.re - z.re};

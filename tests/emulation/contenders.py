@@ -24,7 +24,7 @@ PIXELS = 1 << 26  # of each tensor: enough blocks to fill every GPU several time
 SQUARES = (28, 32, 64, 96, 128, 224, 256, 512)
 LATENTS = (768, 16, 16)
 RECTANGLES = (3, 48, 80)  # of no backend's own sizes
-LARGEST_CUDA_SIDE = 1024
+LARGEST_CUDA_SIDE = 1024  # of a plane, in points
 FILLED_PLANES = 64
 PORTABLE = 80  # mma.sync; Triton compiles matrix products for 90 and 100 to instructions that the emulator lacks
 
