@@ -17,19 +17,24 @@ struct Cuda {
 
   explicit Cuda(Device device_) : device(device_), guard_(device_.index) { cuda::use_device(device.index); }
 
-  void spectral_filter(const Job& job) const { cuda::spectral_filter(job, stream()); }
-  void shaped_noise(const Job& job) const { cuda::shaped_noise(job, stream()); }
-  void add_noise(const Job& job) const { cuda::add_noise(job, stream()); }
+  void spectral_filter(const Job& job) const { run(cuda::spectral_filter, job); }
+  void shaped_noise(const Job& job) const { run(cuda::shaped_noise, job); }
+  void add_noise(const Job& job) const { run(cuda::add_noise, job); }
 
   Tensor whitened_mse(Job& job) const {
     const Tensor plane_loss = empty({job.planes}, Dtype::float64, device), loss = empty({}, Dtype::float32, device);
     job.plane_loss = static_cast<double*>(plane_loss.mutable_data_ptr());
-    cuda::whitened_mse(job, stream());
+    run(cuda::whitened_mse, job);
     cuda::mean_loss(job.plane_loss, job.planes, static_cast<float*>(loss.mutable_data_ptr()), stream());
     return loss;
   }
 
  private:
+  void run(void (*queue)(const Job&, void*, void*), const Job& job) const {
+    const Tensor workspace = empty({cuda::workspace_bytes(job) / int64_t(sizeof(float))}, Dtype::float32, device);
+    queue(job, workspace.mutable_data_ptr(), stream());
+  }
+
   void* stream() const { return current_stream(device.index); }
 
   DeviceGuard guard_;

@@ -1,6 +1,7 @@
 """nvcc's PTX of the CUDA kernels, run by the emulator as the library's host code launches it: right values, no races,
 no access out of bounds, full sectors of device memory and, at 64 x 64, hardly a bank conflict."""
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -64,6 +65,33 @@ def test_values(operator, size, capability, poisoned_memory):
     if size == (64, 64):
         assert main.counters.traffic("global", None, 4 * 6 * 64 * 64).sector_efficiency == 1
         assert main.counters.traffic("shared").conflict_degree < 1.06  # the tables are filled for a single plane
+
+
+LARGE = [(operator, (160, 162), 89) for operator in OPERATORS] + [
+    (operator, (256, 256), capability) for operator in ("spectral_filter", "add_noise") for capability in (80, 100)
+]
+
+
+@pytest.mark.parametrize(
+    ("operator", "size", "capability"),
+    [
+        pytest.param(*each, id="{} {} sm_{}".format(*each), marks=() if i == 0 else pytest.mark.slow)
+        for i, each in enumerate(LARGE)
+    ],
+)
+def test_values_of_planes_that_no_block_holds(operator, size, capability, poisoned_memory):
+    args = arguments(operator, (1, *size))
+    results, launches = emulate(operator, args, capability)
+    expected, peer = apply_reference(operator, *args), apply_composite(operator, *args)
+    outputs = [(each,) if torch.is_tensor(each) else each for each in (expected, peer)]
+    for parts in zip(results[: len(outputs[0])], *outputs, strict=True):
+        assert_close(*parts)
+    passes = [launch for launch in launches if re.search("_columns|_rows", launch.kernel.name)]
+    assert len(passes) == 2 + (operator in ("spectral_filter", "whitened_mse"))
+    for each in passes:
+        if size == (256, 256):
+            assert each.counters.traffic("global", None, 4 * 256 * 256).sector_efficiency == 1
+            assert each.counters.traffic("shared").conflict_degree < 1.35  # twiddle factors of rows in the first stage
 
 
 @pytest.mark.slow

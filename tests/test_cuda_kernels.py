@@ -1,6 +1,8 @@
 """The CUDA kernels compute the operators: the same sources, compiled for the CPU (tests/cuda_shim), on every plane size
 that they take, every dtype, strides and broadcast; planes do not meet; and the noise is that of the CPU's operators."""
 
+import ctypes
+
 import pytest
 import torch
 from conftest import DTYPES, apply_composite, apply_reference, assert_close, random_weight, relative_error, weight_dtype
@@ -18,6 +20,17 @@ ANY = [
     (192, 192), (210, 128), (224, 224),
 ]  # fmt: skip
 SMALL_SIZES = [(2, 3), (6, 5), (8, 8), (9, 14), (16, 16), (28, 28)]
+# Planes that no block of an H100 holds.
+LARGE = [(256, 240), (245, 256)]
+LARGEST = [(512, 512), (1024, 1024), (320, 1024), (60, 1000), (625, 729)]
+
+
+class InPasses(tuple):
+    """A size of planes that no block of a small device holds: they take the passes that large planes take elsewhere."""
+
+
+SMALL_DEVICE = 6000, 1 << 16  # bytes of shared memory for a block, and of L2, which takes a few planes at a time
+PASSES = [InPasses(size) for size in [(8, 240), (240, 7), (36, 45), (45, 49), (64, 64)]]
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 GPU_DTYPES = [dtype for dtype in DTYPES if dtype != torch.float64]
 H100, RTX_4090 = 232448, 101376  # bytes of shared memory that a block may have
@@ -26,6 +39,22 @@ H100, RTX_4090 = 232448, 101376  # bytes of shared memory that a block may have
 @pytest.fixture(scope="module", autouse=True)
 def shim():
     torch.ops.load_library(build_library())
+    return ctypes.CDLL(str(build_library()))
+
+
+@pytest.fixture
+def size(request, shim):
+    """The size of the planes, on a device where they take the passes if they shall."""
+    if isinstance(request.param, InPasses):
+        shim.shim_use_small_device(*SMALL_DEVICE)
+        assert "passes" in torch.ops.sagd_shim._cuda_plan(*request.param)
+    yield tuple(request.param)
+    shim.shim_use_device(None)
+
+
+def sizes(*wanted):
+    ids = [f"{tuple(size)}{' in passes' * isinstance(size, InPasses)}" for size in wanted]
+    return pytest.mark.parametrize("size", wanted, ids=ids, indirect=True)
 
 
 def apply_cuda(operator: str, *args, **kwargs):
@@ -62,7 +91,7 @@ def assert_cuda_close(operator: str, *args, **kwargs) -> tuple:
     return results
 
 
-@pytest.mark.parametrize("size", OWN + ANY, ids=str)
+@sizes(*OWN, *ANY, *PASSES, *LARGE)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_every_operator_at_every_size(operator, size):
     planes = 2 if size[0] * size[1] >= 64 else 50  # enough values for a ratio of errors
@@ -70,15 +99,23 @@ def test_every_operator_at_every_size(operator, size):
     assert_cuda_close(operator, *args, **kwargs)
 
 
+@pytest.mark.slow
+@sizes(*LARGEST)
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_on_the_largest_planes(operator, size):
+    args, kwargs = arguments(operator, (1, *size))
+    assert_cuda_close(operator, *args, **kwargs)
+
+
+@sizes(*SMALL_SIZES, InPasses((36, 45)))
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_every_dtype_and_more_planes_than_fit_at_a_time(operator, dtype):
-    for size in SMALL_SIZES:
-        args, kwargs = arguments(operator, (67, *size), dtype)
-        assert_cuda_close(operator, *args, **kwargs)
+def test_every_dtype_and_more_planes_than_fit_at_a_time(operator, dtype, size):
+    args, kwargs = arguments(operator, (67, *size), dtype)
+    assert_cuda_close(operator, *args, **kwargs)
 
 
-@pytest.mark.parametrize("size", [(6, 5), (16, 16), (28, 28)], ids=str)
+@sizes((6, 5), (16, 16), (28, 28), InPasses((36, 45)), InPasses((45, 49)))
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_strides_weights_and_scales_of_any_broadcast(operator, size):
     height, width = size
@@ -97,7 +134,7 @@ def test_strides_weights_and_scales_of_any_broadcast(operator, size):
         assert_cuda_close(operator, *args, **kwargs)
 
 
-@pytest.mark.parametrize("size", [(9, 14), (32, 32), (27, 35)], ids=str)
+@sizes((9, 14), (32, 32), (27, 35), *PASSES)
 def test_noise_is_that_of_the_cpu(size):
     weight = random_weight(*size)
     keys = torch.stack([sagd.fold_in(sagd.key(11), i) for i in range(3)])
@@ -108,7 +145,7 @@ def test_noise_is_that_of_the_cpu(size):
         assert (noise - expected).abs().max() < 4e-6  # a few roundings of the largest normal's
 
 
-@pytest.mark.parametrize("size", [(6, 5), (16, 16), (28, 28), (64, 64)], ids=str)
+@sizes((6, 5), (16, 16), (28, 28), (64, 64), InPasses((45, 49)))
 @pytest.mark.parametrize("operator", ["spectral_filter", "add_noise"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
 def test_planes_are_independent_to_the_bit(operator, size, value):
@@ -123,7 +160,7 @@ def test_planes_are_independent_to_the_bit(operator, size, value):
         assert torch.equal(a[others], b[others])
 
 
-@pytest.mark.parametrize("size", [(6, 5), (16, 16), (28, 28), (64, 64)], ids=str)
+@sizes((6, 5), (16, 16), (28, 28), (64, 64), InPasses((36, 45)), InPasses((45, 49)))
 def test_a_plane_has_the_same_bits_in_any_batch(size):
     planes, weight, key = torch.randn(37, *size), random_weight(*size), sagd.key(3)
     filtered = apply_cuda("spectral_filter", planes, weight)
@@ -141,7 +178,7 @@ def test_a_plane_has_the_same_bits_in_any_batch(size):
 
 
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(6, 5), (28, 28), (27, 35)], ids=str)
+@sizes((6, 5), (28, 28), (27, 35), *PASSES)
 def test_the_residual_is_that_of_the_cpu(size, dtype):
     input, target = torch.randn(2, 5, *size).to(dtype)
     weight = random_weight(5, *size)
@@ -156,10 +193,11 @@ def test_the_residual_is_that_of_the_cpu(size, dtype):
     assert torch.all(residual[3] == 0)
 
 
-def test_empty_batches():
-    weight = random_weight(8, 8)
-    assert apply_cuda("spectral_filter", torch.randn(0, 8, 8), weight).shape == (0, 8, 8)
-    assert apply_cuda("shaped_noise", sagd.key(0), (2, 0, 8, 8), weight).shape == (2, 0, 8, 8)
+@sizes((8, 8), InPasses((45, 49)))
+def test_empty_batches(size):
+    weight = random_weight(*size)
+    assert apply_cuda("spectral_filter", torch.randn(0, *size), weight).shape == (0, *size)
+    assert apply_cuda("shaped_noise", sagd.key(0), (2, 0, *size), weight).shape == (2, 0, *size)
 
 
 @pytest.mark.parametrize(("shared_bytes", "largest", "staged"), [(H100, 238, 192), (RTX_4090, 156, 125)])
@@ -169,10 +207,13 @@ def test_the_plan_says_which_planes_there_are_kernels_for(shared_bytes, largest,
 
     smooth = [n for n in range(1, 1025) if all(p in (2, 3, 5, 7) for p in prime_factors(n))]
     for n in smooth:
-        assert bool(plan(n, n)) == (n <= largest), n
-        assert plan(n, 2) and plan(2, n), n
+        assert plan(n, n).startswith("three passes") == (n > largest), n
+        assert plan(n, n) and plan(n, 2) and plan(2, n), n
     assert not plan(11, 8) and not plan(8, 13) and not plan(1050, 1)
+    assert not plan(11, 1024) and not plan(1024, 1022) and not plan(300, 1050)
     assert plan(96, 80) == "columns 12 x 8, rows 10 x 8 points, 256 threads a plane"
+    passes = "three passes: rows 16 x 16 points, 16 pairs at a time, columns 12 x 5 x 5 points, 16 at a time"
+    assert plan(300, 256) == passes
     for n in filter(lambda n: n <= largest, smooth):
         assert ("weight read from memory" in plan(n, n)) == (n > staged), n
 
@@ -188,7 +229,7 @@ def prime_factors(n: int) -> list[int]:
 
 
 def test_what_has_no_kernel_is_an_error():
-    for size in [(11, 8), (256, 256)]:
+    for size in [(11, 8), (1050, 4), (256, 253)]:
         with pytest.raises(RuntimeError, match=f"{size[0]} x {size[1]}"):
             apply_cuda("spectral_filter", torch.randn(size), random_weight(*size))
     with pytest.raises(RuntimeError, match="float64"):

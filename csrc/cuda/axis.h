@@ -43,7 +43,10 @@ class Axis {
 
   Axis() = default;
   Axis(const int* factors, int n) : stages(n) {
-    for (int s = 0; s < n; ++s) length *= radix_[s] = factors[s];
+    for (int s = 0; s < n; ++s) {
+      radix_[s] = Count(factors[s]);
+      length *= factors[s];
+    }
     int blocks = 1;
     for (int s = 0; s < n; ++s) {
       blocks *= radix_[s];
@@ -51,16 +54,17 @@ class Axis {
     }
   }
 
-  SAGD_INLINE int radix(int s) const { return radix_[s]; }
+  SAGD_INLINE Count radix(int s) const { return radix_[s]; }
+  SAGD_INLINE Count first_span() const { return span_[0]; }
 
   // f.operator()<radix>(s, stage) for every stage in turn, or for all but the last
   template <bool but_last = false, class F>
   SAGD_INLINE void forward(F&& f) const {
     for (int s = 0; s < stages - but_last; ++s) visit(s, f);
   }
-  template <class F>
+  template <bool but_last = false, class F>
   SAGD_INLINE void backward(F&& f) const {
-    for (int s = stages - 1; s >= 0; --s) visit(s, f);
+    for (int s = stages - 1 - but_last; s >= 0; --s) visit(s, f);
   }
   template <class F>
   SAGD_INLINE void last(F&& f) const {
@@ -71,7 +75,7 @@ class Axis {
   template <class F>
   SAGD_INLINE void visit(int s, F&& f) const {
     const Stage<Count> stage{span_[s], length / (radix_[s] * span_[s].value)};
-    switch (radix_[s]) {
+    switch (int(radix_[s])) {
       case 16: return f.template operator()<16>(s, stage);
       case 12: return f.template operator()<12>(s, stage);
       case 10: return f.template operator()<10>(s, stage);
@@ -86,7 +90,7 @@ class Axis {
     }
   }
 
-  int radix_[max_stages];
+  Count radix_[max_stages];
   Count span_[max_stages];
 };
 
@@ -98,14 +102,15 @@ struct FixedAxis {
     constexpr int all[] = {radix_...};
     return all[s];
   }
+  static SAGD_INLINE constexpr int first_span() { return length / radix(0); }
 
   template <bool but_last = false, class F>
   SAGD_INLINE void forward(F&& f) const {
     visit_up<0, stages - but_last>(f);
   }
-  template <class F>
+  template <bool but_last = false, class F>
   SAGD_INLINE void backward(F&& f) const {
-    visit_down<stages - 1>(f);
+    visit_down<stages - 1 - but_last>(f);
   }
   template <class F>
   SAGD_INLINE void last(F&& f) const {
@@ -140,9 +145,10 @@ template <class A>
 SAGD_INLINE int position(const A& axis, int k) {
   int at = 0, span = axis.length;
   for (int s = 0; s < axis.stages; ++s) {
-    span /= axis.radix(s);
-    at += k % axis.radix(s) * span;
-    k /= axis.radix(s);
+    const int next = quotient(k, axis.radix(s));
+    span = quotient(span, axis.radix(s));
+    at += (k - next * axis.radix(s)) * span;
+    k = next;
   }
   return at;
 }

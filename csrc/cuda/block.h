@@ -160,6 +160,11 @@ struct Weight {
     }
   }
 
+  // of frequency (k, l), 0 < l < width / 2, where every weight is even
+  __device__ __forceinline__ float inner(int k, int l) const {
+    return mapped<map>(data[k * row_stride + l * column_stride], factor);
+  }
+
   // of frequency (k, l); `negative` is the row of -k
   __device__ __forceinline__ float from_memory(int k, int negative, int l) const {
     float w = data[k * row_stride + l * column_stride];

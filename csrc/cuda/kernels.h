@@ -1,4 +1,4 @@
-// The operators on the planes of a job. Each reads and writes device memory once.
+// The operators on planes that a block's shared memory holds. Each reads and writes device memory once.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -7,19 +7,12 @@
 #include <string>
 #include <tuple>
 
-#include "cuda/error.h"
 #include "cuda/kernels.h"
+#include "cuda/large_host.h"
 #include "cuda/operators.h"
 #include "cuda/shapes.h"
 
 namespace sagd::cuda {
-
-inline int attribute(cudaDeviceAttr name) {
-  int device = 0, value = 0;
-  SAGD_CHECK(cudaGetDevice(&device));
-  SAGD_CHECK(cudaDeviceGetAttribute(&value, name, device));
-  return value;
-}
 
 // How a kernel's planes are given to blocks.
 struct Blocks {
@@ -98,14 +91,14 @@ void with_stored_type(Dtype dtype, F&& f) {
   }
 }
 
-// Calls f.operator()<S>(shape) for a job.
+// Calls f.operator()<S>(shape) for a job whose planes fit a block's shared memory; others take the passes of large.h.
 template <class F>
-void with_kernel(const Job& job, F&& f) {
+void with_kernel(const Job& job, void* workspace, void* stream, F&& f) {
   with_stored_type(job.dtype, [&]<class S>() {
-    const bool known = with_shape(job.height, job.width, [&](const auto& shape) { f.template operator()<S>(shape); });
-    if (known) return;
-    throw std::runtime_error("sagd: there is no CUDA kernel for planes of " + std::to_string(job.height) + " x " +
-                             std::to_string(job.width));
+    if (!fits_block(job.height, job.width, size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)))) {
+      return run_passes(job, workspace, stream);
+    }
+    with_shape(job.height, job.width, [&](const auto& shape) { f.template operator()<S>(shape); });
   });
 }
 

@@ -5,6 +5,8 @@
 
 #include <cuda_runtime.h>
 
+#include <bit>
+
 #include "sagd/job.h"
 #include "sagd/philox.h"
 
@@ -14,9 +16,15 @@ using Point = Complex<float>;
 
 struct MulWide {
   __device__ __forceinline__ void operator()(uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) const {
+#ifdef __CUDA_ARCH__
+    asm("{\n\t.reg .u64 product;\n\tmul.wide.u32 product, %2, %3;\n\tmov.b64 {%1, %0}, product;\n\t}"
+        : "=r"(high), "=r"(low)
+        : "r"(a), "r"(m));  // of a shift by 32 the compiler makes an addition for high
+#else
     const uint64_t product = uint64_t(a) * m;
     high = uint32_t(product >> 32);
     low = uint32_t(product);
+#endif
   }
 };
 
@@ -46,7 +54,8 @@ __device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1) {
   const float series = v * fmaf(v, fmaf(v, 0.6666667f, 1.0f), 2.0f);
   const float logarithm = -1.38629436f * log2_of_normal(fmaf(float(r0), 0x1p-32f, 0x1p-33f));
   const float length = sqrt_of_normal(v < 0x1p-5f ? series : logarithm);
-  const float radius = (r1 + 0x40000000u) & 0x80000000u ? -length : length;
+  const uint32_t sign = (r1 + 0x40000000u) & 0x80000000u;
+  const float radius = std::bit_cast<float>(std::bit_cast<uint32_t>(length) ^ sign);
   const float t = float(int32_t(r1 << 1)) * 0x1p-32f, z = t * t;
   const float cosine = fmaf(fmaf(fmaf(fmaf(0.2196968f, z, -1.3318802f), z, 4.0584119f), z, -4.9347929f), z, 1.0f);
   const float sine = fmaf(fmaf(fmaf(fmaf(0.07722224f, z, -0.59804645f), z, 2.5500316f), z, -5.1677069f), z, 3.1415926f);

@@ -8,7 +8,8 @@
 namespace sagd::cuda {
 
 // How planes of this size are transformed on a device that gives a block `shared_bytes` of shared memory, for people:
-// "columns 8 x 8, rows 8 x 8 points, 256 threads a plane". Empty where there is no kernel.
+// "columns 8 x 8, rows 8 x 8 points, 256 threads a plane", or "three passes: ..." where no block holds a plane. Empty
+// where there is no kernel.
 std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes);
 
 // Makes a device current for what follows. torch's own runtime library has done so; this one is linked statically.
@@ -17,12 +18,15 @@ void use_device(int index);
 // Shared memory that a block may have on the current device; 0 where there is none.
 int64_t shared_bytes_per_block();
 
-// Each queues the job on the current device's stream and returns. std::runtime_error where a plane does not fit
+// Device memory that the job needs besides, in bytes. Later work on the stream may use it again.
+int64_t workspace_bytes(const Job& job);
+
+// Each queues the job on the current device's stream and returns. std::runtime_error where there is no kernel
 // (describe_plan is empty) or CUDA reports an error. dtypes: float32, bfloat16 and float16.
-void spectral_filter(const Job& job, void* stream);
-void shaped_noise(const Job& job, void* stream);
-void add_noise(const Job& job, void* stream);
-void whitened_mse(const Job& job, void* stream);  // job.plane_loss: one number a plane, on the device
+void spectral_filter(const Job& job, void* workspace, void* stream);
+void shaped_noise(const Job& job, void* workspace, void* stream);
+void add_noise(const Job& job, void* workspace, void* stream);
+void whitened_mse(const Job& job, void* workspace, void* stream);  // job.plane_loss: one number a plane, on the device
 
 // *loss = the mean of plane_loss, added in the same order every time
 void mean_loss(const double* plane_loss, int64_t planes, float* loss, void* stream);

@@ -1,8 +1,7 @@
 #include <string>
 
-#include "cuda/error.h"
+#include "cuda/large_host.h"
 #include "cuda/operators.h"
-#include "cuda/shapes.h"
 
 namespace sagd::cuda {
 namespace {
@@ -17,13 +16,21 @@ std::string describe(const A& axis) {
 }  // namespace
 
 std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes_) {
+  const size_t limit = size_t(shared_bytes_);
+  if (!fits_block(height, width, limit)) {
+    const auto passes = passes_for(height, width, limit);
+    if (!passes) return "";
+    std::string text = "three passes: rows ";
+    with_line_shape(passes->rows, [&](const auto& shape) { text += describe(shape.axis); });
+    text += " points, " + std::to_string(passes->rows.lines) + " pairs at a time, columns ";
+    with_line_shape(passes->columns, [&](const auto& shape) { text += describe(shape.axis); });
+    return text + " points, " + std::to_string(passes->columns.lines) + " at a time";
+  }
   std::string text;
   with_shape(height, width, [&](const auto& shape) {
-    // the loss holds most: what fits it fits every operator
-    if (shared_bytes(shape, 1, 0, true) > size_t(shared_bytes_)) return;
     text = "columns " + describe(shape.columns) + ", rows " + describe(shape.rows) + " points, " +
            std::to_string(shape.threads) + " threads a plane";
-    if (shared_bytes(shape, 1, 1, true) > size_t(shared_bytes_)) text += ", weight read from memory";
+    if (shared_bytes(shape, 1, 1, true) > limit) text += ", weight read from memory";
   });
   return text;
 }

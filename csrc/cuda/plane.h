@@ -15,8 +15,8 @@
 // 8 barriers. Every further radix of an axis adds 4 words and 2 barriers.
 #pragma once
 
-#include "cuda/block.h"
-#include "sagd/butterflies.h"
+#include "cuda/lines.h"
+#include "cuda/spectrum.h"
 
 namespace sagd::cuda {
 
@@ -28,33 +28,16 @@ class PlaneTransform {
                                             bool idle)
       : shape_(shape), shared_(shared), storage_(storage), start_(idle ? max_points : thread) {}
 
-  // The column transforms of what read(h, j, step, v, R) gives: v[m], the packed points of rows h + m step, column j.
+  // The column transforms of what read(h, j, step, v) gives: v[m], the packed points of rows h + m step, column j.
   template <class Read>
   __device__ __forceinline__ void forward_columns(Read&& read) {
-    shape_.columns.forward([&]<int R>(int s, auto stage) {
-      column_stage<R, false>(
-          stage,
-          [&](int h, int j, Point* v) {
-            if (s == 0) read.template operator()<R>(h, j, int(stage.span), v);
-            else load_column<R>(h, j, stage.span, v);
-          },
-          [&](int h, int j, Point* v) { store_column<R>(h, j, stage.span, v); });
-      __syncthreads();
-    });
+    columns().forward(read);
   }
 
   // The way back: write(h, j, step, v) is given them.
   template <class Write>
   __device__ __forceinline__ void inverse_columns(Write&& write) {
-    shape_.columns.backward([&]<int R>(int s, auto stage) {
-      column_stage<R, true>(
-          stage, [&](int h, int j, Point* v) { load_column<R>(h, j, stage.span, v); },
-          [&](int h, int j, Point* v) {
-            if (s == 0) write.template operator()<R>(h, j, int(stage.span), v);
-            else store_column<R>(h, j, stage.span, v);
-          });
-      if (s > 0) __syncthreads();
-    });
+    columns().inverse(write);
   }
 
   // Row transforms, the weight, and with `filter` the inverse row transforms; else the rows are left undefined.
@@ -112,46 +95,14 @@ class PlaneTransform {
  private:
   __device__ __forceinline__ int height() const { return shape_.columns.length; }
   __device__ __forceinline__ int width() const { return shape_.rows.length; }
+  __device__ __forceinline__ auto columns() const {
+    using Number = typename Shape::Number;
+    return Lines<decltype(Shape::columns), Number>{
+        shape_.columns, Number(shape_.packed_columns), pitch(shape_), 0, shared_.column_roots, storage_, start_,
+        shape_.threads};
+  }
 
   // ---- butterflies ------------------------------------------------------------------------------------------------
-
-  // v[m] times the root of number m * step
-  template <int R, bool inverse>
-  __device__ __forceinline__ void twiddle(Point* v, const Point* roots, int step) {
-    SAGD_UNROLL
-    for (int m = 1; m < R; ++m) {
-      const Point w = roots[m * step];
-      v[m] = rotate<inverse>(v[m], w.re, w.im);
-    }
-  }
-
-  template <int R, bool inverse, class Stage, class Load, class Store>
-  __device__ __forceinline__ void column_stage(const Stage& stage, Load&& load, Store&& store) {
-    const int tasks = shape_.packed_columns * (height() / R);
-    for (int task = start_; task < tasks; task += shape_.threads) {
-      const int i = quotient(task, shape_.packed_columns), j = task - i * shape_.packed_columns;
-      const int block = quotient(i, stage.span), q = i - block * stage.span;
-      Point v[R];
-      load(block * R * stage.span + q, j, v);
-      if (inverse && stage.span > 1) twiddle<R, true>(v, shared_.column_roots, q * stage.blocks);
-      Butterfly<R, inverse, float, float>::run(v);
-      if (!inverse && stage.span > 1) twiddle<R, false>(v, shared_.column_roots, q * stage.blocks);
-      store(block * R * stage.span + q, j, v);
-    }
-  }
-
-  template <int R>
-  __device__ __forceinline__ void load_column(int h, int j, int step, Point* v) {
-    const Point* from = storage_ + h * pitch(shape_) + j;
-    SAGD_UNROLL
-    for (int m = 0; m < R; ++m) v[m] = from[m * step * pitch(shape_)];
-  }
-  template <int R>
-  __device__ __forceinline__ void store_column(int h, int j, int step, const Point* v) {
-    Point* to = storage_ + h * pitch(shape_) + j;
-    SAGD_UNROLL
-    for (int m = 0; m < R; ++m) to[m * step * pitch(shape_)] = v[m];
-  }
 
   // f(row, p, q, v) on the points p + m span of a butterfly, of every butterfly of the first n packed rows.
   template <int R, class Stage, class Number, class F>
@@ -199,20 +150,11 @@ class PlaneTransform {
 
   // ---- between the axes: two packed columns and the spectra of their real columns ----------------------------------
 
-  // z, y: rows k and -k of a column -> the spectra of its two real columns at frequency k, doubled; in the first packed
-  // row, of rows 0 and height / 2, as one number each: (row 0, row height / 2) of the one column and of the other.
-  __device__ __forceinline__ void separate(bool first, Point& z, Point& y) const {
+  // Rows k and -k of a packed column and the spectra of its two real columns; in the first packed row, rows 0 and
+  // height / 2.
+  __device__ __forceinline__ void separate_rows(bool first, Point& z, Point& y) const {
     if (first && height() % 2) y = {0, 0};
-    const Point a = {first ? z.re : z.re + y.re, first ? y.re : z.im - y.im};
-    const Point b = {first ? z.im : z.im + y.im, first ? y.im : y.re - z.re};
-    z = a;
-    y = b;
-  }
-  __device__ __forceinline__ void join(bool first, Point& a, Point& b) const {
-    const Point z = {first ? a.re : a.re - b.im, first ? b.re : a.im + b.re};
-    const Point y = {first ? a.im : a.re + b.im, first ? b.im : b.re - a.im};
-    a = z;
-    b = y;
+    separate(first, z, y);
   }
 
   // An even width begins with an even radix (plan.h), whose points m and m + R / 2 are packed into the same columns:
@@ -222,7 +164,7 @@ class PlaneTransform {
     if constexpr (R % 2 == 0) {
       if (stage.blocks > 1) return;
       SAGD_UNROLL
-      for (int m = 0; m < R / 2; ++m) separate(row == 0, v[m], v[m + R / 2]);
+      for (int m = 0; m < R / 2; ++m) separate_rows(row == 0, v[m], v[m + R / 2]);
     }
   }
   template <int R, class Stage>
@@ -239,7 +181,7 @@ class PlaneTransform {
     if (width() % 2 == 0) return;
     for_packed_points([&](bool first, bool alone, Point* z, Point* y) {
       Point b = *y;
-      separate(first, *z, b);
+      separate_rows(first, *z, b);
       if (!alone) *y = b;
     });
   }
@@ -265,34 +207,14 @@ class PlaneTransform {
 
   // ---- the spectrum -------------------------------------------------------------------------------------------------
 
-  // value times w. Adds w |F|^2 of the one or two bins that the value, 2 F, stands for, and how many of them count; w
-  // is half of what the loss weighs with, or negative where a bin does not count.
-  template <bool measure>
-  __device__ __forceinline__ static Point weigh(Point value, float w, int bins, Point& sum) {
-    if constexpr (measure) {
-      if (w >= 0) sum.im += bins;
-      w = fmaxf(w, 0.0f);
-      const float power = (value.re * value.re + value.im * value.im) * w;
-      sum.re += bins == 2 ? power : 0.5f * power;
-    }
-    return value * w;
-  }
-
-  // The first packed row holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
-  // top(l) = (P(l) + conj P(-l)) / 2 and i bottom(l) = (P(l) - conj P(-l)) / 2.
+  // The first packed row holds the spectra of rows 0 and H / 2, each of a real row.
   template <bool measure, WeightMap map>
   __device__ __forceinline__ void weigh_packed_row(const Weight<map>& weight, Point& sum) {
     for (int l = start_; l < shape_.orbits; l += shape_.threads) {
       float w_top, w_bottom;
       weight.of_packed_row(shared_.pairs[0], height(), l, w_top, w_bottom);
       Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
-      Point top = {here->re + mirror->re, here->im - mirror->im};
-      Point bottom = {here->re - mirror->re, here->im + mirror->im};
-      const int bins = here == mirror ? 1 : 2;
-      top = weigh<measure>(top, w_top, bins, sum);
-      bottom = height() % 2 == 0 ? weigh<measure>(bottom, w_bottom, bins, sum) : Point{0, 0};
-      *mirror = {top.re - bottom.re, bottom.im - top.im};
-      *here = top + bottom;
+      weigh_packed<measure>(here, mirror, w_top, w_bottom, height() % 2, sum);
     }
   }
 
@@ -322,14 +244,8 @@ class PlaneTransform {
     Point top, bottom{0, 0}, unused;
     stream.draw(l, top, unused);
     if (height() % 2 == 0) stream.draw(height() / 2 * shape_.orbits + l, bottom, unused);
-    constexpr float root2 = 1.41421356237309505f;
-    top = real ? Point{top.re * root2, 0} : top;
-    bottom = real ? Point{bottom.re * root2, 0} : bottom;
-    top = top * w_top;
-    bottom = bottom * w_bottom;
     Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
-    *mirror = {top.re + bottom.im, bottom.re - top.im};
-    *here = {top.re - bottom.im, top.im + bottom.re};
+    pack_drawn(here, mirror, top, bottom, real, w_top, w_bottom);
   }
 
   const Shape& shape_;

@@ -4,10 +4,13 @@
 #include <algorithm>
 #include <bit>
 #include <limits>
+#include <map>
+#include <mutex>
 #include <optional>
 #include <vector>
 
 #include "cuda/block.h"
+#include "cuda/large.h"
 
 namespace sagd::cuda {
 
@@ -40,8 +43,17 @@ inline std::vector<int> factorize(int length, int largest = radices[0]) {
   return best;
 }
 
+// The same, computed once for each length.
+inline std::vector<int> stages_of(int length) {
+  static std::mutex mutex;
+  static std::map<int, std::vector<int>> known{{1, {1}}};
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(length);
+  return found != known.end() ? found->second : known[length] = factorize(length);
+}
+
 inline std::optional<Axis> make_axis(int length, bool even_first) {
-  std::vector<int> stages = length == 1 ? std::vector<int>{1} : factorize(length);
+  std::vector<int> stages = stages_of(length);
   if (stages.empty() || stages.size() > max_stages) return {};
   if (even_first && length % 2 == 0) {
     const auto even = std::find_if(stages.begin(), stages.end(), [](int radix) { return radix % 2 == 0; });
@@ -84,6 +96,40 @@ bool with_shape(int64_t height, int64_t width, F&& f) {
 template <class Shape>
 size_t shared_bytes(const Shape& shape, int planes_per_block, int tables, bool measure) {
   return Shared<Shape>(nullptr, shape, planes_per_block, tables, measure).bytes;
+}
+
+// Whether a block's shared memory, so many bytes, holds a plane: what the loss needs fits every operator.
+inline bool fits_block(int64_t height, int64_t width, size_t limit) {
+  bool fits = false;
+  with_shape(height, width, [&](const auto& shape) { fits = shared_bytes(shape, 1, 0, true) <= limit; });
+  return fits;
+}
+
+// Lines of an axis: as many at a time as threads whose points are read or written at once, or fewer where the axis is
+// long. The axis has at least two stages, of which one may do nothing (see Lines::turn).
+inline std::optional<AnyLines> line_shape(int64_t length, size_t limit) {
+  if (length > max_length) return {};
+  std::vector<int> stages = stages_of(int(length));
+  if (stages.empty() || stages.size() > max_stages) return {};
+  if (stages.size() == 1) stages.push_back(1);
+  for (int lines = 16; lines > 0; lines /= 2) {
+    const int threads = int(length) * lines / 32;  // 32 points keep a thread busy
+    const AnyLines shape{Axis(stages.data(), int(stages.size())), Count(lines),
+                         std::clamp((threads + 31) / 32 * 32, 64, AnyLines::max_threads)};
+    if (LineMemory(nullptr, shape).bytes <= limit) return shape;
+  }
+  return {};
+}
+
+// Calls f with the shape, as one that kernels are compiled for where the axis is among those that are used most.
+template <class F>
+void with_line_shape(const AnyLines& shape, F&& f) {
+  switch (shape.lines == 16 ? shape.axis.length : 0) {
+    case 256: return f(FixedLines<16, 128, 4, FixedAxis<16, 16>>{});
+    case 512: return f(FixedLines<16, 256, 2, FixedAxis<8, 8, 8>>{});
+    case 1024: return f(FixedLines<16, 512, 1, FixedAxis<16, 8, 8>>{});
+    default: return f(shape);
+  }
 }
 
 // The frequencies of the packed rows: of every pair k and -k one, 0 first. Neighbouring threads work on neighbouring

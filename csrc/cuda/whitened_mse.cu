@@ -4,8 +4,8 @@ namespace sagd::cuda {
 
 constexpr int mean_threads = 256;
 
-void whitened_mse(const Job& job, void* stream) {
-  with_kernel(job, [&]<class S, class Shape>(const Shape& shape) {
+void whitened_mse(const Job& job, void* workspace, void* stream) {
+  with_kernel(job, workspace, stream, [&]<class S, class Shape>(const Shape& shape) {
     launch(&kernel::whitened_mse<S, Shape>, job, shape, true, stream);
   });
 }

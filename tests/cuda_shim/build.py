@@ -54,7 +54,8 @@ def build_sanitized(source: Path, output: Path, csrc: Path = ROOT / "csrc") -> N
     shim = output.with_name("shim.o")
     if not shim.exists():
         run(*command, "-DSHIM_FOR_THREAD_SANITIZER", "-c", SHIM / "shim.cpp", "-o", shim)
-    run(*command, "-fsanitize=thread", source, shim, "-o", output, "-ldl")
+    # -rdynamic: kernels have names at run time
+    run(*command, "-fsanitize=thread", "-rdynamic", source, shim, "-o", output, "-ldl")
 
 
 def run(*command: object) -> None:

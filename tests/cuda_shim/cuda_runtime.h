@@ -46,7 +46,7 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
 // The device that the functions below describe. At first it has an H100's shared memory, so few multiprocessors that
 // blocks take many planes, and runs kernels here; emulators of the same kernels' PTX put theirs in its place.
 struct Device {
-  int number, shared_bytes_per_block, multiprocessors;
+  int number, shared_bytes_per_block, multiprocessors, l2_bytes;
   // Blocks of a kernel that a multiprocessor holds; the kernel is named as in its PTX.
   int (*resident)(const char* kernel, int threads, size_t shared_bytes);
   // A launch, unless null: the parameters one behind the other, each where its alignment puts it, and where among them
@@ -79,6 +79,7 @@ struct Parameters {
       const auto& job = value.job;
       note(job.input.data), note(job.target.data), note(job.weight.data), note(job.scale.data);
       note(job.signal_scale.data), note(job.keys), note(job.output), note(job.noise), note(job.plane_loss);
+      if constexpr (requires { value.workspace; }) note(value.workspace);
     }
   }
 };
@@ -107,7 +108,11 @@ inline void sincospif(float x, float* s, float* c) {
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
-enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
+enum cudaDeviceAttr {
+  cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMultiProcessorCount,
+  cudaDevAttrL2CacheSize
+};
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -117,8 +122,12 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = shim::device.nu
 
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) {
   const shim::Device& device = shim::device;
-  *value = name == cudaDevAttrMultiProcessorCount ? device.multiprocessors : device.shared_bytes_per_block;
-  return cudaSuccess;
+  switch (name) {
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = device.shared_bytes_per_block, cudaSuccess;
+    case cudaDevAttrMultiProcessorCount: return *value = device.multiprocessors, cudaSuccess;
+    case cudaDevAttrL2CacheSize: return *value = device.l2_bytes, cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
 }
 
 template <class Kernel>

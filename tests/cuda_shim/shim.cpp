@@ -65,7 +65,7 @@ int resident_here(const char*, int threads, size_t shared_bytes) {
   return std::min(by_memory, warps_per_multiprocessor / warps);
 }
 
-constexpr Device here_device{0, int(shared_capacity), 2, resident_here, nullptr};
+constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, nullptr};
 
 void switch_to_scheduler() {
   ucontext_t* own = &fibers[place.thread]->context;
@@ -153,3 +153,9 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
 
 // Puts a device in the place of the shim's own, or this one back (null).
 extern "C" void shim_use_device(const shim::Device* device) { shim::device = device ? *device : shim::here_device; }
+// The shim's own device with less shared memory and cache, under another number: what is chosen for a device is kept.
+extern "C" void shim_use_small_device(int shared_bytes_per_block, int l2_bytes) {
+  shim::device = shim::here_device;
+  shim::device.number = shim::device.shared_bytes_per_block = shared_bytes_per_block;
+  shim::device.l2_bytes = l2_bytes;
+}

@@ -24,7 +24,7 @@ PIXELS = 1 << 26  # of each tensor: enough blocks to fill every GPU several time
 SQUARES = (28, 32, 64, 96, 128, 224, 256, 512)
 LATENTS = (768, 16, 16)
 RECTANGLES = (3, 48, 80)  # of no backend's own sizes
-LARGEST_CUDA_PLANE = 238 * 238  # pixels; a block of compute capability 9.0 has the shared memory for it
+LARGEST_CUDA_SIDE = 1024  # of a plane, in points
 FILLED_PLANES = 64
 PORTABLE = 80  # mma.sync; Triton compiles matrix products for 90 and 100 to instructions that the emulator lacks
 
@@ -201,6 +201,6 @@ def cuda_contender() -> Contender:
         return made
 
     def supports(case: Case) -> bool:
-        return case.dtype != torch.float64 and case.shape[-2] * case.shape[-1] <= LARGEST_CUDA_PLANE
+        return case.dtype != torch.float64 and max(case.shape[-2:]) <= LARGEST_CUDA_SIDE
 
     return Contender("cuda", launches, supports, missing, lambda: f"nvcc {version(tools('nvcc')[0])}")

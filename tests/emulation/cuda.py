@@ -30,6 +30,7 @@ from .ptx import Kernel
 from .toolchain import assemble, compile_cuda
 
 CSRC, CACHE = ROOT / "csrc", ROOT / "build" / "ptx"
+INCLUDES = "".join(f'#include "cuda/{name}.h"\n' for name in ("kernels", "large_rows", "large_columns"))
 FLAGS = ("-O3", "--expt-relaxed-constexpr", f"-I{CSRC}")
 SYMBOL, SIZE = ctypes.c_char_p, ctypes.c_size_t
 RESIDENT = ctypes.CFUNCTYPE(ctypes.c_int, SYMBOL, ctypes.c_int, SIZE)
@@ -54,7 +55,8 @@ def emulated(
         tensors: the operands. What the operators allocate themselves need not be named.
         races: see `launch`.
         sample: run only so many blocks of each launch, the first ones. Each takes all the planes that it would on the
-            GPU, every gridDim-th bundle: the blocks fill the GPU once.
+            GPU, every gridDim-th bundle: the blocks fill the GPU once. Of launches that are alike in kernel and grid, as
+            those for the chunks of a batch, the first one runs and stands for all.
     """
     with _enter(_Host(capability, list(tensors), {"races": races}, sample)) as launches:
         yield launches
@@ -93,6 +95,10 @@ class _Host:
             if self.options is None:
                 self.launches.append(Launch(code, grid, block, shared))
                 return
+            alike = [each for each in self.launches if each.kernel is code and each.grid == grid]
+            if self.sample is not None and alike:
+                self.launches.append(alike[0])
+                return
             data, places = ctypes.string_at(parameters, size), pointers[:pointer_count]
             args = [self._struct(data, offset, nbytes, places) for _, _, offset, nbytes in code.params]
             todo = None if self.sample is None else range(min(self.sample, blocks))
@@ -129,6 +135,7 @@ class _Device(ctypes.Structure):
         ("number", ctypes.c_int),
         ("shared_bytes_per_block", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
+        ("l2_bytes", ctypes.c_int),
         ("resident", RESIDENT),
         ("launch", LAUNCH),
     ]
@@ -138,7 +145,7 @@ class _Device(ctypes.Structure):
 def _enter(host: _Host) -> Iterator[list[Launch]]:
     use_device, gpu = _shim().shim_use_device, device(host.capability)
     callbacks = RESIDENT(host.resident), LAUNCH(host.launch)
-    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, *callbacks)))
+    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, *callbacks)))
     try:
         yield host.launches
     except RuntimeError:
@@ -172,7 +179,7 @@ def kernel(symbol: str, capability: int) -> Kernel:
         demangled = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout.strip()
         name = demangled.removeprefix("void ").rpartition("(")[0]
         source = path.with_suffix(".cu")
-        source.write_text(f'#include "cuda/kernels.h"\nauto* kernel = &{name};\n')
+        source.write_text(f"{INCLUDES}auto* kernel = &{name};\n")
         path.write_text(compile_cuda(source, f"sm_{capability}", *FLAGS))
     return Kernel(path.read_text(), symbol)
 

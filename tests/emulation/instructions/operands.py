@@ -99,11 +99,14 @@ def _as_bits(values: np.ndarray, stored: np.dtype) -> np.ndarray:
 
 
 def address(m: "Machine", operand: str) -> Reader | int:
-    """Reader of the uint64 address that '[base+offset]' stands for; of a parameter, its offset as an int instead."""
+    """Reader of the uint64 address that '[base+offset]' stands for; of a parameter, its offset as an int instead.
+
+    Addresses in registers of 32 bits, those of shared memory, wrap: compilers write [r + offset] with a negative r.
+    """
     base, sign, offset = re.match(r"\[\s*([^+\-\s\]]+)\s*(?:([+-])\s*(-?\w+))?\s*\]", operand).groups()
     offset = int(offset, 0) * (-1 if sign == "-" else 1) if offset else 0
     if base in m.param_offset:
         return m.param_offset[base] + offset
-    read = reader(m, base, "u32" if m.kernel.register_type(base) in ("b32", "u32", "s32") else "u64")
-    distance = np.uint64(offset & (2**64 - 1))
-    return lambda ix: read(ix).astype(np.uint64) + distance
+    bits = 32 if m.kernel.register_type(base) in ("b32", "u32", "s32") else 64
+    read, distance, mask = reader(m, base, f"u{bits}"), np.uint64(offset & (2**64 - 1)), np.uint64(2**bits - 1)
+    return lambda ix: (read(ix).astype(np.uint64) + distance) & mask

@@ -1,4 +1,4 @@
-// Every error that CUDA reports becomes an exception.
+// Questions to CUDA's runtime. Every error that it reports becomes an exception.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -14,5 +14,12 @@ inline void check(cudaError_t error, const char* call) {
   throw std::runtime_error(std::string("sagd: ") + call + ": " + cudaGetErrorString(error));
 }
 #define SAGD_CHECK(call) ::sagd::cuda::check(call, #call)
+
+inline int attribute(cudaDeviceAttr name) {
+  int device = 0, value = 0;
+  SAGD_CHECK(cudaGetDevice(&device));
+  SAGD_CHECK(cudaDeviceGetAttribute(&value, name, device));
+  return value;
+}
 
 }  // namespace sagd::cuda
