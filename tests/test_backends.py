@@ -45,13 +45,15 @@ def unable_but(monkeypatch, *able):
     monkeypatch.setattr(backends, "unable", lambda name, *args: None if name in able else f"no {name} here")
 
 
+@pytest.mark.parametrize("side", [16, 160])
 @pytest.mark.parametrize("operator", CALLS)
-def test_the_first_that_is_able_computes(operator, called, monkeypatch):
-    order = backends.ORDER[operator.lstrip("_")]
+def test_the_first_that_is_able_computes(operator, side, called, monkeypatch):
+    order = backends.order(operator.lstrip("_"), side, side)
     assert sorted(order) == sorted(backends.BACKENDS) and order[-1] == "composite"
+    assert order[0] == ("triton" if operator in ("shaped_noise", "add_noise") and side == 16 else "cuda")
     for able in (order, order[1:], order[2:]):
         unable_but(monkeypatch, *able)
-        backends.on_cuda(operator)(*CALLS[operator](16))
+        backends.on_cuda(operator)(*CALLS[operator](side))
         assert called.pop() == able[0] and not called
 
 

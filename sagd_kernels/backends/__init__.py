@@ -1,7 +1,7 @@
 """Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft.
 
-On the CPU there is one, registered by the native library. On CUDA devices a call runs the first in its operator's
-`ORDER` that is able to; the order follows the estimates of docs/gpu_costs.md. `SAGD_BACKEND` in the environment names
+On the CPU there is one, registered by the native library. On CUDA devices a call runs the first in its `order` that is
+able to; the order follows the estimates of docs/gpu_costs.md. `SAGD_BACKEND` in the environment names
 one for all calls. With `sagd_kernels.benchmark = True` the first call of each kind times those that are able, and the
 fastest is kept for the process.
 """
@@ -16,13 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 BACKENDS = ("cuda", "triton", "composite")
-NOISE_BACKENDS = ("triton", "cuda", "composite")
-ORDER = {
-    "spectral_filter": BACKENDS,
-    "shaped_noise": NOISE_BACKENDS,
-    "add_noise": NOISE_BACKENDS,
-    "whitened_mse": BACKENDS,
-}
+OPERATORS = ("spectral_filter", "shaped_noise", "add_noise", "whitened_mse")
 TITLES = {"cuda": "CUDA kernels", "triton": "Triton kernels", "composite": "composite of torch.fft"}
 
 _fastest: dict[tuple, str] = {}  # by operator, size, dtype and device: what `sagd_kernels.benchmark` found
@@ -36,6 +30,12 @@ def _backend(name: str):
     return importlib.import_module(f".{name}", __name__)
 
 
+def order(operator: str, height: int, width: int) -> tuple[str, ...]:
+    """The backends, the preferred one first: Triton's for noise on planes that one of its programs takes."""
+    small_noise = operator in ("shaped_noise", "add_noise") and max(height, width) <= 128
+    return ("triton", "cuda", "composite") if small_noise else BACKENDS
+
+
 @functools.cache
 def unable(name: str, height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
     """Why a backend cannot compute planes of this size and dtype on a CUDA device, if it cannot."""
@@ -47,7 +47,7 @@ def _candidates(operator: str, size: Sequence[int], dtype: torch.dtype, device: 
     """The backends that a call may run, the preferred one first."""
     forced = os.environ.get("SAGD_BACKEND")
     if forced is None:
-        return [name for name in ORDER[operator] if unable(name, *size[-2:], dtype, device) is None]
+        return [name for name in order(operator, *size[-2:]) if unable(name, *size[-2:], dtype, device) is None]
     if forced not in BACKENDS:
         raise RuntimeError(f"SAGD_BACKEND: expected one of {', '.join(BACKENDS)}, got {forced!r}")
     if why := unable(forced, *size[-2:], dtype, device):
@@ -107,12 +107,13 @@ def explain(
 
     On a machine without a GPU, a CUDA device is taken for a recent one.
     """
-    if operator not in ORDER:
-        raise ValueError(f"operator: expected one of {', '.join(ORDER)}, got {operator!r}")
+    if operator not in OPERATORS:
+        raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
     device, (height, width) = torch.device(device), size[-2:]
     if device.type == "cuda":
         chosen = _candidates(operator, size, dtype, device)[0]
-        passed_over = ORDER[operator][: ORDER[operator].index(chosen)]
+        names = order(operator, height, width)
+        passed_over = names[: names.index(chosen)]
         why = [unable(name, height, width, dtype, device) for name in passed_over]
         plan = _backend(chosen).describe(height, width, dtype, device)
         return "; ".join([f"{TITLES[chosen]}{plan and ': '}{plan}", *filter(None, why)])

@@ -55,8 +55,8 @@ def emulated(
         tensors: the operands. What the operators allocate themselves need not be named.
         races: see `launch`.
         sample: run only so many blocks of each launch, the first ones. Each takes all the planes that it would on the
-            GPU, every gridDim-th bundle: the blocks fill the GPU once. Of launches that are alike in kernel and grid, as
-            those for the chunks of a batch, the first one runs and stands for all.
+            GPU, every gridDim-th bundle: the blocks fill the GPU once. Of launches that are alike in kernel and grid,
+            as those for the chunks of a batch, the first one runs and stands for all.
     """
     with _enter(_Host(capability, list(tensors), {"races": races}, sample)) as launches:
         yield launches
