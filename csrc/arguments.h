@@ -237,4 +237,8 @@ inline Tensor empty(Sizes size, Dtype dtype, Device device) {
   return Tensor(handle);
 }
 
+inline Tensor empty(std::initializer_list<int64_t> size, Dtype dtype, Device device) {
+  return empty(Sizes(size.begin(), size.size()), dtype, device);
+}
+
 }  // namespace sagd

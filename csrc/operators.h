@@ -73,8 +73,7 @@ std::tuple<Tensor, Tensor> whitened_mse(const Tensor& input, const Tensor& targe
   Job job = describe(size, floating_dtype("input", input.scalar_type()), weight, device);
   job.input = describe_planes(input, batch_of(size));
   job.target = describe_planes(target, batch_of(size));
-  const int64_t nothing[] = {0};
-  const Tensor whitened = empty(with_residual ? size : nothing, job.dtype, device);
+  const Tensor whitened = with_residual ? empty(size, job.dtype, device) : empty({0}, job.dtype, device);
   if (with_residual) job.output = whitened.mutable_data_ptr();
   const Tensor loss = backend.whitened_mse(job);
   return {loss, whitened};
