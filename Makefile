@@ -45,7 +45,7 @@ bench: $(PEERS) build ## measure against other libraries; results go to benchmar
 	@$(BIN)/python -m benchmarks $(ARGS)
 	@$(BIN)/python -m benchmarks --plot $(ARGS)
 
-claims: $(INSTALLED) build ## test what is claimed for shaped noise, into runs/claims; an hour or more
+claims: $(INSTALLED) build ## test what is claimed for shaped noise, into runs/claims; two hours or more
 	@$(BIN)/python -m benchmarks.claims $(ARGS)
 
 lint: $(INSTALLED) ## check style and formatting
