@@ -121,5 +121,9 @@ def test_half_precision_takes_one_product():
     assert "three products" in describe(64, 64, torch.float32, DEVICE)
 
 
+def test_the_order_changes_where_tritons_programs_end():
+    assert backends.TRITON_PROGRAM == pytest.importorskip("sagd_kernels.backends.triton").LARGEST
+
+
 def test_the_composite_is_able_to_do_everything():
     assert composite.unable(10**6, 1, torch.float64, DEVICE) is None

@@ -17,6 +17,7 @@ import torch
 
 BACKENDS = ("cuda", "triton", "composite")
 OPERATORS = ("spectral_filter", "shaped_noise", "add_noise", "whitened_mse")
+TRITON_PROGRAM = 128  # triton.LARGEST, where Triton is not there to import
 TITLES = {"cuda": "CUDA kernels", "triton": "Triton kernels", "composite": "composite of torch.fft"}
 
 _fastest: dict[tuple, str] = {}  # by operator, size, dtype and device: what `sagd_kernels.benchmark` found
@@ -32,7 +33,7 @@ def _backend(name: str):
 
 def order(operator: str, height: int, width: int) -> tuple[str, ...]:
     """The backends, the preferred one first: Triton's for noise on planes that one of its programs takes."""
-    small_noise = operator in ("shaped_noise", "add_noise") and max(height, width) <= 128
+    small_noise = operator in ("shaped_noise", "add_noise") and max(height, width) <= TRITON_PROGRAM
     return ("triton", "cuda", "composite") if small_noise else BACKENDS
 
 
