@@ -232,8 +232,8 @@ inline Tensor empty(Sizes size, Dtype dtype, Device device) {
     case Dtype::float16: type = aoti_torch_dtype_float16(); break;
   }
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), strides.data(), type,
-                                                         int32_t(device.type), device.index, &handle));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), strides.data(), type,
+                                                  int32_t(device.type), device.index, &handle));
   return Tensor(handle);
 }
 

@@ -22,7 +22,7 @@ void* current_stream(int32_t index) {
   }();
   STD_TORCH_CHECK(get, "sagd: a CUDA tensor, but no CUDA in the torch that is loaded");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(get(index, &stream));
+  TORCH_ERROR_CODE_CHECK(get(index, &stream));
   return stream;
 }
 
