@@ -5,6 +5,7 @@
 // nothing is ever reordered. Stage s has `blocks` blocks of `span` butterflies whose radix[s] points lie `span` apart.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "sagd/complex.h"
@@ -157,7 +158,7 @@ SAGD_INLINE int position(const A& axis, int k) {
 struct AnyShape {
   using Number = Count;
   static constexpr int max_threads = 256, min_blocks = 1;  // of a block, on a multiprocessor
-  static constexpr bool always_staged = false;
+  static constexpr bool always_staged = false, in_registers = false;
   Axis columns, rows;
   Count packed_columns, packed_rows, orbits;
   int threads;  // for each plane; depends on the shape alone
@@ -175,6 +176,15 @@ struct FixedShape {
   static constexpr int orbits = Rows::length / 2 + 1;
   // whether the weight, 2 bytes a pixel, finds room beside the plane on every GPU: a block has 99 KB at least
   static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10;
+  static constexpr bool in_registers = false;
+};
+
+// A square whose lines a thread holds in registers (register_plane.h). An axis is one stage; no plane is in two warps.
+template <int length, int max_threads_, int min_blocks_>
+struct RegisterSquare
+    : FixedShape<int(std::bit_ceil(unsigned(length / 2))), min_blocks_, FixedAxis<length>, FixedAxis<length>> {
+  static constexpr int max_threads = max_threads_;
+  static constexpr bool in_registers = true;
 };
 
 }  // namespace sagd::cuda

@@ -64,15 +64,16 @@ struct Shared {
 
   SAGD_INLINE Shared(unsigned char* memory, const Shape& shape, int planes_per_block, int tables_, bool measure) {
     unsigned char* at = memory;
-    column_roots = take<Point>(at, shape.columns.length);
-    row_roots = take<Point>(at, shape.rows.length);
-    pairs = take<RowPair>(at, shape.packed_rows);
+    constexpr int indexed = !Shape::in_registers;  // lines in registers need no tables of what is where
+    column_roots = take<Point>(at, indexed * shape.columns.length);
+    row_roots = take<Point>(at, indexed * shape.rows.length);
+    pairs = take<RowPair>(at, indexed * shape.packed_rows);
     sums = take<Point>(at, measure ? planes_per_block * shape.threads : 0);
     planes = take<Point>(at, planes_per_block * plane_points(shape));
     tables = take<float>(at, tables_ * table_size(shape));
-    column_position = take<uint16_t>(at, shape.columns.length);
-    row_position = take<uint16_t>(at, shape.rows.length);
-    row_frequency = take<uint16_t>(at, shape.rows.length);
+    column_position = take<uint16_t>(at, indexed * shape.columns.length);
+    row_position = take<uint16_t>(at, indexed * shape.rows.length);
+    row_frequency = take<uint16_t>(at, indexed * shape.rows.length);
     bytes = size_t(at - memory);
   }
 
@@ -180,7 +181,8 @@ __device__ __forceinline__ Weight<map> stage_weight(const Weight<map>& from, flo
   const int height = shape.columns.length, n = height * shape.orbits;
   for (int i = first; i < n; i += step) {
     const int k = quotient(i, shape.orbits), l = i - k * shape.orbits;
-    table[shared.column_position[k] * table_pitch(shape) + l] = from.from_memory(k, k > 0 ? height - k : 0, l);
+    const int row = Shape::in_registers ? k : int(shared.column_position[k]);
+    table[row * table_pitch(shape) + l] = from.from_memory(k, k > 0 ? height - k : 0, l);
   }
   return {table, table_pitch(shape), 1, from.width, from.factor, true};
 }

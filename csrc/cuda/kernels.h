@@ -4,9 +4,11 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <bit>
 #include <type_traits>
 
 #include "cuda/plane.h"
+#include "cuda/register_plane.h"
 
 namespace sagd::cuda {
 
@@ -34,6 +36,28 @@ __device__ __forceinline__ float factor(const Factors& factors, int64_t plane) {
   }
 }
 
+// Two neighbours in a row, in one access.
+template <class S>
+struct Neighbours2 {
+  S first, second;
+};
+template <class S>
+using Word = std::conditional_t<sizeof(S) == 4, uint64_t, uint32_t>;
+
+template <class S>
+__device__ __forceinline__ void put(S* to, float x) {
+  *to = narrow<S>(x);
+}
+template <class S>
+__device__ __forceinline__ void put(S* to, Point x) {
+  *reinterpret_cast<Word<S>*>(to) = std::bit_cast<Word<S>>(Neighbours2<S>{narrow<S>(x.re), narrow<S>(x.im)});
+}
+template <class S>
+__device__ __forceinline__ Point get_both(const S* from) {
+  const auto both = std::bit_cast<Neighbours2<S>>(__ldg(reinterpret_cast<const Word<S>*>(from)));
+  return {widen(both.first), widen(both.second)};
+}
+
 // A plane of a tensor with any strides. Where it is dense, offsets are made of the shape's constants.
 template <class S>
 class Reader {
@@ -42,7 +66,8 @@ class Reader {
       : from_(static_cast<const S*>(tensor.data) + tensor.batch.offset(plane)),
         row_stride_(tensor.row_stride),
         column_stride_(tensor.column_stride),
-        dense_(tensor.column_stride == 1 && tensor.row_stride == width) {}
+        dense_(tensor.column_stride == 1 && tensor.row_stride == width),
+        paired_(dense_ && reinterpret_cast<uintptr_t>(from_) % sizeof(Word<S>) == 0) {}
 
   // f(m, x) for the values x of rows h + m step, 0 <= m < R, in one column
   template <int R, class F>
@@ -58,13 +83,35 @@ class Reader {
     }
   }
 
+  // v[m]: row h + m step in columns `column` and column + 1, as real and imaginary part; width is even
+  template <int R>
+  __device__ __forceinline__ void pairs(int width, int h, int step, int column, Point* v) const {
+    if (paired_) {
+      const S* from = from_ + h * width + column;
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) v[m] = get_both(from + m * step * width);
+    } else {
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) v[m] = at<Point>(h + m * step, column);
+    }
+  }
+
+  // one value, or it and its neighbour in the row
+  template <class X>
+  __device__ __forceinline__ X at(int h, int column) const {
+    const S* from = from_ + h * row_stride_ + column * column_stride_;
+    if constexpr (std::is_same_v<X, float>) return widen(__ldg(from));
+    else if (paired_) return get_both(from);
+    else return {widen(__ldg(from)), widen(__ldg(from + column_stride_))};
+  }
+
  private:
   const S* from_;
   int64_t row_stride_, column_stride_;
-  bool dense_;
+  bool dense_, paired_;
 };
 
-// Packed columns j and j + W2 of a plane, as PlaneTransform::forward_columns asks for them.
+// Packed columns of a plane, as forward_columns asks for them: columns j and j + W2, or in registers 2 j and 2 j + 1.
 template <class S, class Shape>
 struct ReadPacked {
   const Shape& shape;
@@ -73,6 +120,7 @@ struct ReadPacked {
   template <int R>
   __device__ __forceinline__ void operator()(int h, int j, int step, Point* v) const {
     const int width = shape.rows.length, partner = j + shape.packed_columns;
+    if constexpr (Shape::in_registers) return plane.template pairs<R>(width, h, step, 2 * j, v);
     plane.template operator()<R>(width, h, step, j, [&](int m, float x) { v[m] = {x, 0}; });
     if (partner < width) plane.template operator()<R>(width, h, step, partner, [&](int m, float x) { v[m].im = x; });
   }
@@ -83,7 +131,7 @@ __device__ __forceinline__ S* output_plane(void* output, const Shape& shape, int
   return static_cast<S*>(output) + plane * (shape.columns.length * shape.rows.length);
 }
 
-// Calls write(h, column, x) for every value that PlaneTransform::inverse_columns hands over.
+// Calls write(h, column, x) for every value that inverse_columns hands over, or for every two neighbours.
 template <class Shape, class F>
 struct WritePacked {
   const Shape& shape;
@@ -92,6 +140,11 @@ struct WritePacked {
   template <int R>
   __device__ __forceinline__ void operator()(int h, int j, int step, const Point* v) const {
     const int partner = j + shape.packed_columns;
+    if constexpr (Shape::in_registers) {
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) write(h + m * step, 2 * j, v[m]);
+      return;
+    }
     SAGD_UNROLL
     for (int m = 0; m < R; ++m) write(h + m * step, j, v[m].re);
     if (partner >= shape.rows.length) return;
@@ -118,7 +171,7 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight
   const Shape& shape = call.shape;
   const Job& job = call.job;
   const Shared<Shape> shared(shared_memory, shape, call.planes_per_block, call.tables, measure);
-  fill_tables(shared, call);
+  if constexpr (!Shape::in_registers) fill_tables(shared, call);
   __syncthreads();
 
   const int slot = int(threadIdx.x) / shape.threads, thread = int(threadIdx.x) - slot * shape.threads;
@@ -135,9 +188,12 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight
       const int step = one_table ? int(blockDim.x) : shape.threads;
       const int start = of_weight == staged ? table_size(shape) : one_table ? int(threadIdx.x) : thread;
       weight = stage_weight(weight, table, shared, shape, start, step);
+      // Of several warps, each with planes of its own, none waits for another but here: all have one weight.
+      if (Shape::in_registers && one_table && staged < 0) __syncthreads();
       staged = of_weight;
     }
-    PlaneTransform<Shape> transform(shape, shared, shared.planes + slot * plane_points(shape), thread, idle);
+    using Transform = std::conditional_t<Shape::in_registers, RegisterTransform<Shape>, PlaneTransform<Shape>>;
+    Transform transform(shape, shared, shared.planes + slot * plane_points(shape), thread, idle);
     body(transform, weight, idle ? -1 : plane, slot, shared);
   }
 }
@@ -163,8 +219,8 @@ SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shap
         transform.template weigh_rows<false>(weight, true);
         const float scale = factor(call.job.scale, valid);
         S* to = output_plane<S>(call.job.output, shape, valid);
-        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, float x) {
-          to[h * shape.rows.length + column] = narrow<S>(x * scale);
+        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+          put(to + h * shape.rows.length + column, x * scale);
         }));
       });
 }
@@ -178,38 +234,40 @@ SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __
       call, sqrtf(0.5f / pixels(shape)),
       [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
-        __syncthreads();  // the weight is staged, and the last plane's points are read
         transform.noise_rows(plane_stream(call.job, valid), weight);
         const float scale = factor(call.job.scale, valid);
         S* to = output_plane<S>(call.job.output, shape, valid);
         if constexpr (add) {
           const Job& job = call.job;
           const float signal_scale = factor(job.signal_scale, valid);
-          const S* from = static_cast<const S*>(job.input.data) + job.input.batch.offset(valid);
+          const Reader<S> input(job.input, valid, shape.rows.length);
           S* noise = output_plane<S>(job.noise, shape, valid);
-          transform.inverse_columns(WritePacked(shape, [=, &shape, &job](int h, int column, float x) {
-            const float signal = widen(__ldg(from + h * job.input.row_stride + column * job.input.column_stride));
-            noise[h * shape.rows.length + column] = narrow<S>(x);
-            to[h * shape.rows.length + column] = narrow<S>(signal * signal_scale + x * scale);
+          transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+            const auto signal = input.template at<decltype(x)>(h, column);
+            const int at = h * shape.rows.length + column;
+            put(noise + at, x);
+            put(to + at, signal * signal_scale + x * scale);
           }));
         } else {
-          transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, float x) {
-            to[h * shape.rows.length + column] = narrow<S>(x * scale);
+          transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+            put(to + h * shape.rows.length + column, x * scale);
           }));
         }
       });
 }
 
 // The sum over the threads of a plane, in an order that depends on their number alone; every thread gets it.
+template <bool in_a_warp>
 __device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int threads, Point part) {
   constexpr int leaders = 16;
+  const auto barrier = [] { in_a_warp ? __syncwarp() : __syncthreads(); };
   parts[thread] = part;
-  __syncthreads();
+  barrier();
   if (thread < leaders) {
     for (int i = thread + leaders; i < threads; i += leaders) part = part + parts[i];
     parts[thread] = part;
   }
-  __syncthreads();
+  barrier();
   Complex<double> total{0, 0};
   for (int i = 0; i < leaders && i < threads; ++i) total = total + Complex<double>{parts[i].re, parts[i].im};
   return total;
@@ -236,14 +294,15 @@ SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape
         });
         const Point part = transform.template weigh_rows<true>(weight, filter);
         const int thread = int(threadIdx.x) - slot * shape.threads;
-        const Complex<double> sum = sum_of(shared.sums + slot * shape.threads, thread, shape.threads, part);
+        const Complex<double> sum =
+            sum_of<Shape::in_registers>(shared.sums + slot * shape.threads, thread, shape.threads, part);
         const double kept = sum.im > 0 ? sum.im : 1;
         if (thread == 0 && plane >= 0) call.job.plane_loss[plane] = sum.re / kept;
         if (!filter) return;
         const float scale = float(pixels(shape) / kept);
         S* to = output_plane<S>(call.job.output, shape, valid);
-        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, float x) {
-          to[h * shape.rows.length + column] = narrow<S>(x * scale);
+        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+          put(to + h * shape.rows.length + column, x * scale);
         }));
       });
 }

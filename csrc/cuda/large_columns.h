@@ -70,7 +70,7 @@ SAGD_PASS filter_columns(const __grid_constant__ Pass<Shape> pass) {
       lines.turn_back_first_line();
     }
     if constexpr (measure) {
-      const Complex<double> total = sum_of(memory.sums, lines.thread, lines.threads, sum);
+      const Complex<double> total = sum_of<false>(memory.sums, lines.thread, lines.threads, sum);
       if (lines.thread == 0) pass.slab_sums(plane)[first / lines.count] = total;
       if (!job.output) return;
     }

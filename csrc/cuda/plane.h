@@ -82,6 +82,7 @@ class PlaneTransform {
 
   // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
   __device__ __forceinline__ void noise_rows(const Stream& stream, const Weight<WeightMap::value>& weight) {
+    __syncthreads();  // the weight is staged, and the last plane's points are read
     for (int l = start_; l < shape_.orbits; l += shape_.threads) draw_packed_row(stream, weight, l);
     const int tasks = shape_.orbits * shape_.packed_rows;
     for (int task = start_; task < tasks; task += shape_.threads) {

@@ -116,34 +116,42 @@ struct Butterfly<8, inverse, T, V> {
   }
 };
 
-// Four by four: with n = 4 a + b and k = c + 4 d, the points of one b meet factors of exp(-2 pi i b c / 16).
-template <bool inverse, class T, class V>
-struct Butterfly<16, inverse, T, V> {
+// Any two factors: with n = B a + b and k = c + A d, the points of one b meet factors of exp(-2 pi i b c / (A B)).
+template <int A, int B, bool inverse, class T, class V>
+struct TwoStepButterfly {
   static SAGD_INLINE void run(Complex<V>* x) {
-    constexpr detail::Circle<16> circle;
-    Complex<V> y[4][4];
+    constexpr int R = A * B;
+    constexpr detail::Circle<R> circle;
+    Complex<V> y[B][A];
     SAGD_UNROLL
-    for (int b = 0; b < 4; ++b) {
+    for (int b = 0; b < B; ++b) {
       SAGD_UNROLL
-      for (int a = 0; a < 4; ++a) y[b][a] = x[4 * a + b];
-      Butterfly<4, inverse, T, V>::run(y[b]);
+      for (int a = 0; a < A; ++a) y[b][a] = x[B * a + b];
+      Butterfly<A, inverse, T, V>::run(y[b]);
     }
     SAGD_UNROLL
-    for (int c = 0; c < 4; ++c) {
-      Complex<V> row[4];
+    for (int c = 0; c < A; ++c) {
+      Complex<V> row[B];
       SAGD_UNROLL
-      for (int b = 0; b < 4; ++b) {
+      for (int b = 0; b < B; ++b) {
         const detail::Angle w = circle.at[b * c];
         row[b] = b * c == 0 ? y[b][c]
-               : b * c == 4 ? quarter_turn<inverse>(y[b][c])
-                            : rotate<inverse>(y[b][c], T(w.cos), T(-w.sin));
+               : 4 * b * c == R ? quarter_turn<inverse>(y[b][c])
+                                : rotate<inverse>(y[b][c], T(w.cos), T(-w.sin));
       }
-      Butterfly<4, inverse, T, V>::run(row);
+      Butterfly<B, inverse, T, V>::run(row);
       SAGD_UNROLL
-      for (int d = 0; d < 4; ++d) x[c + 4 * d] = row[d];
+      for (int d = 0; d < B; ++d) x[c + A * d] = row[d];
     }
   }
 };
+
+template <bool inverse, class T, class V>
+struct Butterfly<16, inverse, T, V> : TwoStepButterfly<4, 4, inverse, T, V> {};
+template <bool inverse, class T, class V>
+struct Butterfly<32, inverse, T, V> : TwoStepButterfly<4, 8, inverse, T, V> {};
+template <bool inverse, class T, class V>
+struct Butterfly<64, inverse, T, V> : TwoStepButterfly<8, 8, inverse, T, V> {};
 
 // Coprime factors (Good, "The interaction algorithm and practical Fourier analysis", 1958): with
 // n = B a + A b and k = c mod A, d mod B, the transform of A B points is two-dimensional, without twiddle factors.
@@ -183,5 +191,7 @@ template <bool inverse, class T, class V>
 struct Butterfly<10, inverse, T, V> : GoodButterfly<5, 2, inverse, T, V> {};
 template <bool inverse, class T, class V>
 struct Butterfly<12, inverse, T, V> : GoodButterfly<3, 4, inverse, T, V> {};
+template <bool inverse, class T, class V>
+struct Butterfly<28, inverse, T, V> : GoodButterfly<7, 4, inverse, T, V> {};
 
 }  // namespace sagd

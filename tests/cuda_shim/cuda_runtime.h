@@ -38,8 +38,9 @@ struct Place {
 
 // Where the running fiber is.
 Place here();
-// Waits for the other threads of the block.
+// Waits for the other threads of the block, or of the warp.
 void barrier();
+void warp_barrier();
 // Runs a kernel: body once on every thread of every block.
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
 
@@ -92,6 +93,7 @@ struct Parameters {
 #define gridDim (dim3(shim::here().blocks))
 
 inline void __syncthreads() { shim::barrier(); }
+inline void __syncwarp() { shim::warp_barrier(); }
 
 template <class T>
 T __ldg(const T* p) {

@@ -35,10 +35,11 @@ namespace {
 
 using sagd::cuda::shared_memory;
 
+constexpr unsigned warp_size = 32;
 constexpr size_t stack_bytes = 128 << 10;
 constexpr unsigned no_synchronisation = 1;  // of the fiber switches, for ThreadSanitizer: only barriers order accesses
 
-enum class State { ready, waiting, done };
+enum class State { ready, at_warp_barrier, at_block_barrier, done };
 
 struct Fiber {
   ucontext_t context;
@@ -56,8 +57,8 @@ Place place;
 ucontext_t scheduler;
 void* scheduler_sanitizer;
 const std::function<void()>* kernel;
-char launch_edge, barrier_edge[2], end_edge;  // what the sanitizer hangs the order of accesses on
-unsigned generation;
+char launch_edge, barrier_edge[2], warp_edge[2][1024 / warp_size], end_edge;  // for the sanitizer: the order of accesses
+unsigned round, generation;  // barriers of the block, and of all warps
 
 int resident_here(const char*, int threads, size_t shared_bytes) {
   constexpr int warps_per_multiprocessor = 16;
@@ -90,30 +91,42 @@ void start(Fiber& fiber) {
   fiber.state = State::ready;
 }
 
-// Lets every thread run to its next barrier, or to its end; returns how many are at a barrier.
-unsigned run_to_barrier() {
-  unsigned waiting = 0;
-  for (place.thread = 0; place.thread < place.threads; ++place.thread) {
+// Lets some threads run to their next barrier, or to their end; returns where all of them are then.
+State run_to_barrier(unsigned first, unsigned end) {
+  for (place.thread = first; place.thread < end; ++place.thread) {
     Fiber& fiber = *fibers[place.thread];
     if (fiber.state == State::done) continue;
     fiber.state = State::ready;
     __tsan_switch_to_fiber(fiber.sanitizer, no_synchronisation);
     swapcontext(&scheduler, &fiber.context);
-    waiting += fiber.state == State::waiting;
   }
   ++generation;
-  return waiting;
+  const State state = fibers[first]->state;
+  for (unsigned thread = first; thread < end; ++thread) {
+    if (fibers[thread]->state != state) throw std::runtime_error("shim: not all threads reached a barrier");
+  }
+  return state;
+}
+
+// The same, of all warps to the block's next barrier.
+State run_to_block_barrier() {
+  State state = State::done;
+  for (unsigned first = 0; first < place.threads; first += warp_size) {
+    const unsigned end = std::min(first + warp_size, place.threads);
+    State of_warp;
+    do of_warp = run_to_barrier(first, end);
+    while (of_warp == State::at_warp_barrier);
+    if (first > 0 && of_warp != state) throw std::runtime_error("shim: not all threads reached a barrier");
+    state = of_warp;
+  }
+  return state;
 }
 
 void run_block(size_t shared_bytes) {
   std::memset(shared_memory, 0xff, sizeof(shared_memory));  // NaN
   __tsan_release(&launch_edge);
   for (unsigned thread = 0; thread < place.threads; ++thread) start(*fibers[thread]);
-  unsigned waiting;
-  do {
-    waiting = run_to_barrier();
-    if (waiting != 0 && waiting != place.threads) throw std::runtime_error("shim: not all threads reached a barrier");
-  } while (waiting > 0);
+  while (run_to_block_barrier() == State::at_block_barrier) ++round;
   __tsan_acquire(&end_edge);
   for (size_t i = shared_bytes; i < sizeof(shared_memory); ++i) {
     if (shared_memory[i] != 0xff) throw std::runtime_error("shim: a write behind the shared memory");
@@ -134,11 +147,19 @@ const char* name(const void* kernel) {
 }
 
 void barrier() {
-  const unsigned arrived = generation;
+  const unsigned arrived = round;
   __tsan_release(&barrier_edge[arrived % 2]);
-  fibers[place.thread]->state = State::waiting;
+  fibers[place.thread]->state = State::at_block_barrier;
   switch_to_scheduler();
   __tsan_acquire(&barrier_edge[arrived % 2]);
+}
+
+void warp_barrier() {
+  char* edge = &warp_edge[generation % 2][place.thread / warp_size];
+  __tsan_release(edge);
+  fibers[place.thread]->state = State::at_warp_barrier;
+  switch_to_scheduler();
+  __tsan_acquire(edge);
 }
 
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
