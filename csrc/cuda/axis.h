@@ -158,7 +158,7 @@ SAGD_INLINE int position(const A& axis, int k) {
 struct AnyShape {
   using Number = Count;
   static constexpr int max_threads = 256, min_blocks = 1;  // of a block, on a multiprocessor
-  static constexpr bool always_staged = false, in_registers = false;
+  static constexpr bool always_staged = false, in_registers = false, in_a_warp = false, adjacent = false;
   Axis columns, rows;
   Count packed_columns, packed_rows, orbits;
   int threads;  // for each plane; depends on the shape alone
@@ -176,15 +176,17 @@ struct FixedShape {
   static constexpr int orbits = Rows::length / 2 + 1;
   // whether the weight, 2 bytes a pixel, finds room beside the plane on every GPU: a block has 99 KB at least
   static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10;
-  static constexpr bool in_registers = false;
+  static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
 };
 
-// A square whose lines a thread holds in registers (register_plane.h). An axis is one stage; no plane is in two warps.
-template <int length, int max_threads_, int min_blocks_>
+// A square whose lines are held in registers (register_plane.h), each by so many lanes of a warp. An axis is one stage.
+template <int length, int lanes_, int max_threads_, int min_blocks_>
 struct RegisterSquare
-    : FixedShape<int(std::bit_ceil(unsigned(length / 2))), min_blocks_, FixedAxis<length>, FixedAxis<length>> {
-  static constexpr int max_threads = max_threads_;
-  static constexpr bool in_registers = true;
+    : FixedShape<lanes_ * int(std::bit_ceil(unsigned(length / 2))), min_blocks_, FixedAxis<length>, FixedAxis<length>> {
+  static constexpr int lanes = lanes_, max_threads = max_threads_;
+  static constexpr bool in_registers = true, always_staged = true;
+  static constexpr bool in_a_warp = RegisterSquare::FixedShape::threads <= 32;  // whose barrier is enough
+  static constexpr bool adjacent = lanes == 1;  // packed columns are columns 2 j and 2 j + 1
 };
 
 }  // namespace sagd::cuda

@@ -41,14 +41,23 @@ SAGD_INLINE int plane_points(const Shape& shape) {
   return points + ((shape.packed_columns - points) & 15);
 }
 
-// The weight table: rows in the order in which the column transforms leave them, again with an odd pitch.
+// Where frequency l stands in a packed row of the weight: what the lanes of a line read at a time, in other banks.
+template <class Shape>
+SAGD_INLINE int packed_place(int l) {
+  return l + l / (decltype(Shape::rows)::length / Shape::lanes) * (32 / Shape::lanes);
+}
+
+// The weight table: rows in the order in which the column transforms leave them, again with an odd pitch; for lines in
+// registers the packed rows, all frequencies of each, and row height / 2.
 template <class Shape>
 SAGD_INLINE int table_pitch(const Shape& shape) {
-  return shape.orbits | 1;
+  if constexpr (Shape::in_registers) return packed_place<Shape>(shape.rows.length) | 1;
+  else return shape.orbits | 1;
 }
 template <class Shape>
 SAGD_INLINE int table_size(const Shape& shape) {
-  return shape.columns.length * table_pitch(shape);
+  if constexpr (Shape::in_registers) return (shape.packed_rows + 1) * table_pitch(shape);
+  else return shape.columns.length * table_pitch(shape);
 }
 
 // Shared memory, from the coarsest alignment to the finest.
@@ -161,6 +170,11 @@ struct Weight {
     }
   }
 
+  // of the frequencies of a packed row, staged, each in its packed_place; row height / 2 comes after the last of these
+  __device__ __forceinline__ const float* packed_row(int row) const {
+    return data + row * int(row_stride);
+  }
+
   // of frequency (k, l), 0 < l < width / 2, where every weight is even
   __device__ __forceinline__ float inner(int k, int l) const {
     return mapped<map>(data[k * row_stride + l * column_stride], factor);
@@ -178,11 +192,20 @@ struct Weight {
 template <WeightMap map, class Shape>
 __device__ __forceinline__ Weight<map> stage_weight(const Weight<map>& from, float* table, const Shared<Shape>& shared,
                                                     const Shape& shape, int first, int step) {
-  const int height = shape.columns.length, n = height * shape.orbits;
-  for (int i = first; i < n; i += step) {
-    const int k = quotient(i, shape.orbits), l = i - k * shape.orbits;
-    const int row = Shape::in_registers ? k : int(shared.column_position[k]);
-    table[row * table_pitch(shape) + l] = from.from_memory(k, k > 0 ? height - k : 0, l);
+  const int height = shape.columns.length;
+  const auto negative = [=](int k) { return k > 0 ? height - k : 0; };
+  if constexpr (Shape::in_registers) {
+    const int width = shape.rows.length;
+    for (int i = first; i < (shape.packed_rows + 1) * width; i += step) {
+      const int k = i / width, l = i - k * width;
+      table[k * table_pitch(shape) + packed_place<Shape>(l)] =
+          2 * l > width ? from.from_memory(negative(k), k, width - l) : from.from_memory(k, negative(k), l);
+    }
+  } else {
+    for (int i = first; i < height * shape.orbits; i += step) {
+      const int k = quotient(i, shape.orbits), l = i - k * shape.orbits;
+      table[shared.column_position[k] * table_pitch(shape) + l] = from.from_memory(k, negative(k), l);
+    }
   }
   return {table, table_pitch(shape), 1, from.width, from.factor, true};
 }

@@ -120,7 +120,7 @@ struct ReadPacked {
   template <int R>
   __device__ __forceinline__ void operator()(int h, int j, int step, Point* v) const {
     const int width = shape.rows.length, partner = j + shape.packed_columns;
-    if constexpr (Shape::in_registers) return plane.template pairs<R>(width, h, step, 2 * j, v);
+    if constexpr (Shape::adjacent) return plane.template pairs<R>(width, h, step, 2 * j, v);
     plane.template operator()<R>(width, h, step, j, [&](int m, float x) { v[m] = {x, 0}; });
     if (partner < width) plane.template operator()<R>(width, h, step, partner, [&](int m, float x) { v[m].im = x; });
   }
@@ -140,9 +140,14 @@ struct WritePacked {
   template <int R>
   __device__ __forceinline__ void operator()(int h, int j, int step, const Point* v) const {
     const int partner = j + shape.packed_columns;
-    if constexpr (Shape::in_registers) {
+    if constexpr (Shape::adjacent) {
       SAGD_UNROLL
       for (int m = 0; m < R; ++m) write(h + m * step, 2 * j, v[m]);
+      return;
+    }
+    if constexpr (Shape::in_registers) {
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) write(h + m * step, j, v[m].re), write(h + m * step, partner, v[m].im);
       return;
     }
     SAGD_UNROLL
@@ -295,7 +300,7 @@ SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape
         const Point part = transform.template weigh_rows<true>(weight, filter);
         const int thread = int(threadIdx.x) - slot * shape.threads;
         const Complex<double> sum =
-            sum_of<Shape::in_registers>(shared.sums + slot * shape.threads, thread, shape.threads, part);
+            sum_of<Shape::in_a_warp>(shared.sums + slot * shape.threads, thread, shape.threads, part);
         const double kept = sum.im > 0 ? sum.im : 1;
         if (thread == 0 && plane >= 0) call.job.plane_loss[plane] = sum.re / kept;
         if (!filter) return;

@@ -1,16 +1,17 @@
-// The two-dimensional transform of one real plane by a few threads of a warp that hold its lines in registers.
+// The two-dimensional transform of one real plane by threads that hold whole lines in registers.
 //
-// Columns 2 j and 2 j + 1 are the real and imaginary part of packed column j. A thread holds a whole packed column, and
-// between the axes a whole packed row: frequencies k and -k of all columns, which come apart into the spectra of single
-// columns, one complex row of twice the length. Rows 0 and H / 2 are real before their row transform and share the
-// first packed row. Through shared memory go packed columns on their way to rows, and back: nothing else, without
-// twiddle factors, which are constants, and without a barrier beyond the warp.
+// Two columns are the real and imaginary part of a packed column, which one thread holds, or `lanes` threads of a warp,
+// each every lanes-th point: they meet in one more stage, by shuffles. Between the axes a thread holds a packed row in
+// the same way: rows k and -k of all packed columns, which come apart into the spectra of single columns, one complex
+// row of twice the length. Rows 0 and H / 2 are real before their row transform and share the first packed row.
+// Packed columns go through shared memory on their way to rows, and back: nothing else does, and twiddle factors are
+// constants.
 //
-// storage[k][j], row k of packed columns with an odd pitch, lets threads j write and read columns, and threads k rows,
-// without bank conflicts.
+// storage[k][j], row k of packed columns with an odd pitch, lets neighbouring threads write and read columns as well as
+// rows without bank conflicts. The column that this leaves empty takes the last row's numbers as they are drawn.
 //
-// Cost per pixel, there and back: 2 words through device memory; 4 of 4 bytes through shared memory for the points and
-// 1 of the weight; 14 operations of butterflies for each transform of 32 points by 32; no barrier.
+// Cost per pixel of 32 x 32, there and back: 2 words through device memory; 4 of 4 bytes through shared memory for the
+// points and 1/2 for the weight; 28 operations of butterflies; 4 barriers, of the warp. A second lane adds 4 shuffles.
 #pragma once
 
 #include "cuda/block.h"
@@ -21,39 +22,47 @@ namespace sagd::cuda {
 
 template <class Shape>
 class RegisterTransform {
- public:
   static constexpr int height = decltype(Shape::columns)::length, width = decltype(Shape::rows)::length;
   static constexpr int packed_columns = Shape::packed_columns, packed_rows = Shape::packed_rows;
-  static_assert(height % 2 == 0 && width % 4 == 0, "a row of storage has room for a bin of every orbit");
+  static constexpr int orbits = Shape::orbits, lanes = Shape::lanes, pitch_ = packed_columns | 1;
+  static_assert(pitch_ > packed_columns && orbits <= height);
+  static_assert(lanes == 1 || (lanes == 2 && packed_columns % 16 == 0 && packed_rows % 16 == 0));
 
+ public:
   // Thread `thread` of the Shape::threads that share the plane in `storage`; idle threads only keep the barriers.
   __device__ __forceinline__ RegisterTransform(const Shape&, const Shared<Shape>&, Point* storage, int thread,
                                                bool idle)
-      : storage_(storage), thread_(thread), has_column_(!idle && thread < packed_columns),
-        has_row_(!idle && thread < packed_rows) {}
+      : storage_(storage),
+        thread_(thread),
+        line_(thread / 32 * (32 / lanes) + thread % (32 / lanes)),
+        part_(thread % 32 / (32 / lanes)),
+        has_column_(!idle && line_ < packed_columns),
+        has_row_(!idle && line_ < packed_rows) {}
 
   // The column transforms of what read(h, j, step, v) gives: v[m], the packed points of rows h + m step, column j.
   template <class Read>
   __device__ __forceinline__ void forward_columns(Read&& read) {
+    constexpr int points = height / lanes;
     if (has_column_) {
-      Point v[height];
-      read.template operator()<height>(0, thread_, 1, v);
-      Butterfly<height, false, float, float>::run(v);
+      Point v[points];
+      read.template operator()<points>(part_, line_, lanes, v);
+      forward<height>(v);
       SAGD_UNROLL
-      for (int k = 0; k < height; ++k) storage_[k * pitch_ + thread_] = v[k];
+      for (int m = 0; m < points; ++m) storage_[(part_ * points + m) * pitch_ + line_] = v[m];
     }
-    __syncwarp();
+    barrier();
   }
 
   // The way back: write(h, j, step, v) is given them.
   template <class Write>
   __device__ __forceinline__ void inverse_columns(Write&& write) {
+    constexpr int points = height / lanes;
     if (!has_column_) return;
-    Point v[height];
+    Point v[points];
     SAGD_UNROLL
-    for (int k = 0; k < height; ++k) v[k] = storage_[k * pitch_ + thread_];
-    Butterfly<height, true, float, float>::run(v);
-    write.template operator()<height>(0, thread_, 1, v);
+    for (int m = 0; m < points; ++m) v[m] = storage_[(part_ * points + m) * pitch_ + line_];
+    inverse<height>(v);
+    write.template operator()<points>(part_, line_, lanes, v);
   }
 
   // Row transforms, the weight, and with `filter` the inverse row transforms; else the rows are left undefined.
@@ -61,88 +70,166 @@ class RegisterTransform {
   // Before the weight all packed rows but the first hold twice their values.
   template <bool measure, WeightMap map>
   __device__ __forceinline__ Point weigh_rows(const Weight<map>& weight, bool filter) {
-    Point sum{0, 0};
+    Point sum{0, 0}, v[points_of_row];
     if (has_row_) {
-      Point v[width];
-      SAGD_UNROLL
-      for (int j = 0; j < packed_columns; ++j) {
-        v[2 * j] = first_row()[j], v[2 * j + 1] = second_row()[j];
-        separate(thread_ == 0, v[2 * j], v[2 * j + 1]);
-      }
-      Butterfly<width, false, float, float>::run(v);
-      if (thread_ == 0) {
-        SAGD_UNROLL
-        for (int l = 0; l <= width / 2; ++l) {
-          float w_top, w_bottom;
-          weight.of_packed_row(pair(), height, l, w_top, w_bottom);
-          weigh_packed<measure>(&v[l], &v[mirror(l)], w_top, w_bottom, false, sum);
-        }
+      for_packed([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
+        v[a] = first_row()[j], v[b] = second_row()[j];
+        separate(line_ == 0, v[a], v[b]);
+      });
+      forward<width>(v);
+      if (line_ == 0) for_points([&](int m) SAGD_INLINE_LAMBDA { *own_bin(m) = v[m]; });
+    }
+    barrier();
+    const float *top = weight.packed_row(0), *bottom = weight.packed_row(packed_rows);
+    for (int l = has_row_ ? thread_ : orbits; l < orbits; l += Shape::threads) {  // the first packed row
+      weigh_packed<measure>(first_bin(l), first_bin(mirror(l)), top[packed_place<Shape>(l)], bottom[packed_place<Shape>(l)],
+                            false, sum);
+    }
+    barrier();
+    if (has_row_) {
+      if (line_ == 0) {
+        for_points([&](int m) SAGD_INLINE_LAMBDA { v[m] = *own_bin(m); });
       } else {
-        SAGD_UNROLL
-        for (int l = 0; l < width; ++l) {
-          v[l] = weigh<measure>(v[l], weight(pair(), height, l, 2 * l > width), 2, sum);
-        }
+        const float* weights = weight.packed_row(line_) + packed_place<Shape>(part_ * points_of_row);
+        for_points([&](int m) SAGD_INLINE_LAMBDA { v[m] = weigh<measure>(v[m], weights[m], 2, sum); });
       }
       if (filter) inverse_row(v);
     }
-    __syncwarp();
+    barrier();
     return sum;
   }
 
   // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
   __device__ __forceinline__ void noise_rows(const Stream& stream, const Weight<WeightMap::value>& weight) {
-    __syncwarp();  // the weight is staged, and the last plane's points are read
-    // Row H / 2, which the first thread holds beside row 0: all threads draw for it.
-    if (has_row_) {
-      for (int l = thread_; l < orbits; l += packed_rows) {
-        Point unused;
-        stream.draw(packed_rows * orbits + l, storage_[l], unused);
-      }
+    barrier();  // the weight is staged, and the last plane's points are read
+    for (int l = has_row_ ? thread_ : orbits; l < orbits; l += Shape::threads) {  // row H / 2, for the first packed row
+      Point unused;
+      stream.draw(packed_rows * orbits + l, *drawn(l), unused);
     }
-    __syncwarp();
+    barrier();
     if (has_row_) {
-      Point v[width];
-      SAGD_UNROLL
-      for (int l = 0; l < orbits; ++l) {
+      const float* weights = weight.packed_row(line_);
+      const float* bottom = weight.packed_row(packed_rows);
+#pragma unroll 1
+      for (int l = part_; l < orbits; l += lanes) {
         Point first, second;
-        stream.draw(thread_ * orbits + l, first, second);
-        if (thread_ == 0) {
-          float w_top, w_bottom;
-          weight.of_packed_row(pair(), height, l, w_top, w_bottom);
-          pack_drawn(&v[l], &v[mirror(l)], first, storage_[l], l == mirror(l), w_top, w_bottom);
+        stream.draw(line_ * orbits + l, first, second);
+        if (line_ == 0) {
+          pack_drawn(bin(l), bin(mirror(l)), first, *drawn(l), l == mirror(l), weights[packed_place<Shape>(l)],
+                     bottom[packed_place<Shape>(l)]);
         } else {
-          if (l != mirror(l)) v[mirror(l)] = second * weight(pair(), height, mirror(l), true);
-          v[l] = first * weight(pair(), height, l, false);
+          *bin(mirror(l)) = second * weights[packed_place<Shape>(mirror(l))];
+          *bin(l) = first * weights[packed_place<Shape>(l)];
         }
       }
+    }
+    if (lanes > 1) __syncwarp();
+    if (has_row_) {
+      Point v[points_of_row];
+      for_points([&](int m) SAGD_INLINE_LAMBDA { v[m] = *own_bin(m); });
       inverse_row(v);
     }
-    __syncwarp();
+    barrier();
   }
 
  private:
-  static constexpr int orbits = width / 2 + 1, pitch_ = packed_columns | 1;
+  static constexpr int points_of_row = width / lanes;
 
-  static SAGD_INLINE constexpr int mirror(int l) { return l > 0 ? width - l : 0; }
-
-  // The storage of this thread's packed row: rows k and -k, or 0 and H / 2.
-  __device__ __forceinline__ RowPair pair() const {
-    return {uint16_t(thread_), uint16_t(thread_ > 0 ? height - thread_ : height / 2), uint16_t(thread_), 0};
+  static __device__ __forceinline__ void barrier() {
+    if constexpr (Shape::in_a_warp) __syncwarp();
+    else __syncthreads();
   }
-  __device__ __forceinline__ Point* first_row() const { return storage_ + pair().first * pitch_; }
-  __device__ __forceinline__ Point* second_row() const { return storage_ + pair().second * pitch_; }
 
-  __device__ __forceinline__ void inverse_row(Point* v) const {
-    Butterfly<width, true, float, float>::run(v);
-    SAGD_UNROLL
-    for (int j = 0; j < packed_columns; ++j) {
-      join(thread_ == 0, v[2 * j], v[2 * j + 1]);
-      first_row()[j] = v[2 * j], second_row()[j] = v[2 * j + 1];
+  // ---- lines ------------------------------------------------------------------------------------------------------
+
+  // v[m], point m lanes + part of a line of n points -> its frequency m + part n / lanes.
+  template <int n>
+  __device__ __forceinline__ void forward(Point* v) const {
+    Butterfly<n / lanes, false, float, float>::run(v);
+    if constexpr (lanes == 2) {
+      twiddle<n, false>(v);
+      meet<n / lanes>(v);
     }
   }
 
+  // The way back.
+  template <int n>
+  __device__ __forceinline__ void inverse(Point* v) const {
+    if constexpr (lanes == 2) {
+      meet<n / lanes>(v);
+      twiddle<n, true>(v);
+    }
+    Butterfly<n / lanes, true, float, float>::run(v);
+  }
+
+  template <int n, bool inverse>
+  __device__ __forceinline__ void twiddle(Point* v) const {
+    constexpr detail::Circle<n> circle;
+    if (part_ == 0) return;
+    SAGD_UNROLL
+    for (int m = 1; m < n / lanes; ++m) v[m] = rotate<inverse>(v[m], float(circle.at[m].cos), float(-circle.at[m].sin));
+  }
+
+  // Sums in the first lane of two, differences in the second.
+  template <int points>
+  __device__ __forceinline__ void meet(Point* v) const {
+    const float sign = part_ == 0 ? 1.0f : -1.0f;
+    SAGD_UNROLL
+    for (int m = 0; m < points; ++m) {
+      const Point other = {__shfl_xor_sync(~0u, v[m].re, 16), __shfl_xor_sync(~0u, v[m].im, 16)};
+      v[m] = {fmaf(sign, v[m].re, other.re), fmaf(sign, v[m].im, other.im)};
+    }
+  }
+
+  // ---- rows -------------------------------------------------------------------------------------------------------
+
+  static __device__ __forceinline__ int mirror(int l) { return l > 0 ? width - l : 0; }
+
+  // The storage of this thread's packed row: rows k and -k, or 0 and H / 2.
+  __device__ __forceinline__ Point* first_row() const { return storage_ + line_ * pitch_; }
+  __device__ __forceinline__ Point* second_row() const {
+    return storage_ + (line_ > 0 ? height - line_ : height / 2) * pitch_;
+  }
+  // Frequency l of it, and of the first packed row, and where number l of row H / 2 waits.
+  __device__ __forceinline__ Point* bin(int l) const {
+    return l < packed_columns ? first_row() + l : second_row() + l - packed_columns;
+  }
+  __device__ __forceinline__ Point* first_bin(int l) const {
+    return storage_ + (l < packed_columns ? l : height / 2 * pitch_ + l - packed_columns);
+  }
+  __device__ __forceinline__ Point* drawn(int l) const { return storage_ + l * pitch_ + packed_columns; }
+
+  // f(a, b, j) for this thread's packed columns j: v[a] and v[b] are their real columns.
+  template <class F>
+  __device__ __forceinline__ void for_packed(F&& f) const {
+    SAGD_UNROLL
+    for (int i = 0; i < points_of_row / 2; ++i) {
+      if constexpr (Shape::adjacent) f(2 * i, 2 * i + 1, i);
+      else f(i, i + points_of_row / 2, i * lanes + part_);
+    }
+  }
+
+  // f(m) for this thread's frequencies m + part points_of_row.
+  template <class F>
+  static __device__ __forceinline__ void for_points(F&& f) {
+    SAGD_UNROLL
+    for (int m = 0; m < points_of_row; ++m) f(m);
+  }
+  __device__ __forceinline__ Point* own_bin(int m) const {
+    if constexpr (lanes == 1) return bin(m);
+    else return (part_ == 0 ? first_row() : second_row()) + m;
+  }
+
+  __device__ __forceinline__ void inverse_row(Point* v) const {
+    inverse<width>(v);
+    for_packed([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
+      join(line_ == 0, v[a], v[b]);
+      first_row()[j] = v[a], second_row()[j] = v[b];
+    });
+  }
+
   Point* storage_;
-  int thread_;
+  int thread_, line_, part_;
   bool has_column_, has_row_;
 };
 

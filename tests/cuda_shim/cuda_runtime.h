@@ -41,6 +41,8 @@ Place here();
 // Waits for the other threads of the block, or of the warp.
 void barrier();
 void warp_barrier();
+// x of the thread of the warp whose number differs in the bits of `lanes`.
+float shuffle(float x, unsigned lanes);
 // Runs a kernel: body once on every thread of every block.
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
 
@@ -94,6 +96,7 @@ struct Parameters {
 
 inline void __syncthreads() { shim::barrier(); }
 inline void __syncwarp() { shim::warp_barrier(); }
+inline float __shfl_xor_sync(unsigned, float x, int lanes) { return shim::shuffle(x, lanes); }
 
 template <class T>
 T __ldg(const T* p) {

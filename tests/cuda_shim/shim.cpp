@@ -58,6 +58,7 @@ ucontext_t scheduler;
 void* scheduler_sanitizer;
 const std::function<void()>* kernel;
 char launch_edge, barrier_edge[2], warp_edge[2][1024 / warp_size], end_edge;  // for the sanitizer: the order of accesses
+float given[1024];  // to shuffles
 unsigned round, generation;  // barriers of the block, and of all warps
 
 int resident_here(const char*, int threads, size_t shared_bytes) {
@@ -160,6 +161,14 @@ void warp_barrier() {
   fibers[place.thread]->state = State::at_warp_barrier;
   switch_to_scheduler();
   __tsan_acquire(edge);
+}
+
+float shuffle(float x, unsigned lanes) {
+  given[place.thread] = x;
+  warp_barrier();
+  const float other = given[place.thread ^ lanes];
+  warp_barrier();
+  return other;
 }
 
 void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
