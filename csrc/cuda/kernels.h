@@ -111,7 +111,7 @@ class Reader {
   bool dense_, paired_;
 };
 
-// Packed columns of a plane, as forward_columns asks for them: columns j and j + W2, or in registers 2 j and 2 j + 1.
+// Packed columns of a plane, as a transform's `forward` asks for them: columns j and j + W2, or in registers 2 j and 2 j + 1.
 template <class S, class Shape>
 struct ReadPacked {
   const Shape& shape;
@@ -131,7 +131,7 @@ __device__ __forceinline__ S* output_plane(void* output, const Shape& shape, int
   return static_cast<S*>(output) + plane * (shape.columns.length * shape.rows.length);
 }
 
-// Calls write(h, column, x) for every value that inverse_columns hands over, or for every two neighbours.
+// Calls write(h, column, x) for every value that a transform's `inverse` hands over, or for every two neighbours.
 template <class Shape, class F>
 struct WritePacked {
   const Shape& shape;
@@ -220,11 +220,11 @@ SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shap
       call, 0.5f / pixels(shape),
       [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
-        transform.forward_columns(ReadPacked<S, Shape>{shape, {call.job.input, valid, shape.rows.length}});
-        transform.template weigh_rows<false>(weight, true);
+        const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
+        transform.template forward<false>(input, weight, true);
         const float scale = factor(call.job.scale, valid);
         S* to = output_plane<S>(call.job.output, shape, valid);
-        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+        transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
           put(to + h * shape.rows.length + column, x * scale);
         }));
       });
@@ -239,7 +239,7 @@ SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __
       call, sqrtf(0.5f / pixels(shape)),
       [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
-        transform.noise_rows(plane_stream(call.job, valid), weight);
+        transform.draw(plane_stream(call.job, valid), weight);
         const float scale = factor(call.job.scale, valid);
         S* to = output_plane<S>(call.job.output, shape, valid);
         if constexpr (add) {
@@ -247,14 +247,14 @@ SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __
           const float signal_scale = factor(job.signal_scale, valid);
           const Reader<S> input(job.input, valid, shape.rows.length);
           S* noise = output_plane<S>(job.noise, shape, valid);
-          transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+          transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
             const auto signal = input.template at<decltype(x)>(h, column);
             const int at = h * shape.rows.length + column;
             put(noise + at, x);
             put(to + at, signal * signal_scale + x * scale);
           }));
         } else {
-          transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+          transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
             put(to + h * shape.rows.length + column, x * scale);
           }));
         }
@@ -290,14 +290,14 @@ SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape
         const bool filter = call.job.output != nullptr;
         const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
         const ReadPacked<S, Shape> target{shape, {call.job.target, valid, shape.rows.length}};
-        transform.forward_columns([&]<int R>(int h, int j, int step, Point* v) {
+        const auto difference = [&]<int R>(int h, int j, int step, Point* v) {
           Point other[R];
           input.template operator()<R>(h, j, step, v);
           target.template operator()<R>(h, j, step, other);
           SAGD_UNROLL
           for (int m = 0; m < R; ++m) v[m] = v[m] - other[m];
-        });
-        const Point part = transform.template weigh_rows<true>(weight, filter);
+        };
+        const Point part = transform.template forward<true>(difference, weight, filter);
         const int thread = int(threadIdx.x) - slot * shape.threads;
         const Complex<double> sum =
             sum_of<Shape::in_a_warp>(shared.sums + slot * shape.threads, thread, shape.threads, part);
@@ -306,7 +306,7 @@ SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape
         if (!filter) return;
         const float scale = float(pixels(shape) / kept);
         S* to = output_plane<S>(call.job.output, shape, valid);
-        transform.inverse_columns(WritePacked(shape, [=, &shape](int h, int column, auto x) {
+        transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
           put(to + h * shape.rows.length + column, x * scale);
         }));
       });

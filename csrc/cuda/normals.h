@@ -50,10 +50,10 @@ __device__ __forceinline__ float sqrt_of_normal(float x) {
 // logarithm says little, three terms of its series; of the angle, the nearest half turn is split off as a sign, and the
 // polynomials in the rest, t half turns, are right to 5e-8.
 __device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1) {
-  const float v = fmaf(float(~r0), 0x1p-32f, 0x1p-33f);  // 1 - u, without cancellation
-  const float series = v * fmaf(v, fmaf(v, 0.6666667f, 1.0f), 2.0f);
-  const float logarithm = -1.38629436f * log2_of_normal(fmaf(float(r0), 0x1p-32f, 0x1p-33f));
-  const float length = sqrt_of_normal(v < 0x1p-5f ? series : logarithm);
+  const bool near_one = r0 >= 0xF8000000u;
+  const float u = fmaf(float(near_one ? ~r0 : r0), 0x1p-32f, 0x1p-33f);  // or 1 - u, without cancellation
+  const float series = u * fmaf(u, fmaf(u, 0.6666667f, 1.0f), 2.0f);
+  const float length = sqrt_of_normal(near_one ? series : -1.38629436f * log2_of_normal(u));
   const uint32_t sign = (r1 + 0x40000000u) & 0x80000000u;
   const float radius = std::bit_cast<float>(std::bit_cast<uint32_t>(length) ^ sign);
   const float t = float(int32_t(r1 << 1)) * 0x1p-32f, z = t * t;
@@ -67,10 +67,34 @@ struct Stream {
   PhiloxKeys<uint32_t> keys;
   unsigned __int128 counter;
 
+  // Whether the counters of the first n orbits differ in more than their lowest word.
+  __device__ __forceinline__ bool carries(uint32_t n) const { return uint32_t(counter) > ~n; }
+
   __device__ __forceinline__ void draw(uint32_t orbit, Point& first, Point& second) const {
     const unsigned __int128 at = counter + orbit;
     uint32_t c[4] = {uint32_t(at), uint32_t(at >> 32), uint32_t(at >> 64), uint32_t(at >> 96)};
     philox(c, keys, MulWide{});
+    first = box_muller(c[0], c[1]);
+    second = box_muller(c[2], c[3]);
+  }
+};
+
+// The same where the counters' lowest word does not carry: what their other words contribute is computed once.
+struct QuickStream {
+  const PhiloxKeys<uint32_t>& keys;
+  PhiloxStart<uint32_t> start;
+  uint32_t lowest;
+
+  __device__ __forceinline__ explicit QuickStream(const Stream& stream)
+      : keys(stream.keys),
+        start(keys, uint32_t(stream.counter >> 32), uint32_t(stream.counter >> 64), uint32_t(stream.counter >> 96)),
+        lowest(uint32_t(stream.counter)) {}
+
+  __device__ __forceinline__ void draw(uint32_t orbit, Point& first, Point& second) const {
+    uint32_t c[4];
+    start(lowest + orbit, c, MulWide{});
+    SAGD_UNROLL
+    for (int round = 2; round < 10; ++round) philox_round(c, keys, round, MulWide{});
     first = box_muller(c[0], c[1]);
     second = box_muller(c[2], c[3]);
   }

@@ -28,21 +28,46 @@ class PlaneTransform {
                                             bool idle)
       : shape_(shape), shared_(shared), storage_(storage), start_(idle ? max_points : thread) {}
 
-  // The column transforms of what read(h, j, step, v) gives: v[m], the packed points of rows h + m step, column j.
-  template <class Read>
-  __device__ __forceinline__ void forward_columns(Read&& read) {
+  // The transform of what read(h, j, step, v) gives, v[m]: the packed points of rows h + m step, column j; the weight;
+  // and with `filter` as much of the way back as is done in the same places, else the rows are left undefined.
+  // With `measure`, returns this thread's part of (sum of weight |F|^2 over the full plane's bins, bins with w > 0).
+  // Before the weight all packed rows but the first hold twice their values.
+  template <bool measure, WeightMap map, class Read>
+  __device__ __forceinline__ Point forward(Read&& read, const Weight<map>& weight, bool filter) {
     columns().forward(read);
+    return weigh_rows<measure>(weight, filter);
   }
 
-  // The way back: write(h, j, step, v) is given them.
+  // The way back: write(h, j, step, v) is given the packed points.
   template <class Write>
-  __device__ __forceinline__ void inverse_columns(Write&& write) {
+  __device__ __forceinline__ void inverse(Write&& write) {
     columns().inverse(write);
   }
 
-  // Row transforms, the weight, and with `filter` the inverse row transforms; else the rows are left undefined.
-  // With `measure`, returns this thread's part of (sum of weight |F|^2 over the full plane's bins, bins with w > 0).
-  // Before the weight all packed rows but the first hold twice their values.
+  // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
+  __device__ __forceinline__ void draw(const Stream& stream, const Weight<WeightMap::value>& weight) {
+    __syncthreads();  // the weight is staged, and the last plane's points are read
+    for (int l = start_; l < shape_.orbits; l += shape_.threads) draw_packed_row(stream, weight, l);
+    const int tasks = shape_.orbits * shape_.packed_rows;
+    for (int task = start_; task < tasks; task += shape_.threads) {
+      const int l = quotient(task, shape_.packed_rows), row = task - l * shape_.packed_rows;
+      if (row > 0) draw_row(stream, weight, row, l);
+    }
+    __syncthreads();
+    inverse_rows(false);
+  }
+
+ private:
+  __device__ __forceinline__ int height() const { return shape_.columns.length; }
+  __device__ __forceinline__ int width() const { return shape_.rows.length; }
+  __device__ __forceinline__ auto columns() const {
+    using Number = typename Shape::Number;
+    return Lines<decltype(Shape::columns), Number>{
+        shape_.columns, Number(shape_.packed_columns), pitch(shape_), 0, shared_.column_roots, storage_, start_,
+        shape_.threads};
+  }
+
+  // Row transforms, the weight, and with `filter` the inverse row transforms.
   template <bool measure, WeightMap map>
   __device__ __forceinline__ Point weigh_rows(const Weight<map>& weight, bool filter) {
     Point sum{0, 0};
@@ -78,29 +103,6 @@ class PlaneTransform {
     __syncthreads();
     inverse_rows(true);
     return sum;
-  }
-
-  // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
-  __device__ __forceinline__ void noise_rows(const Stream& stream, const Weight<WeightMap::value>& weight) {
-    __syncthreads();  // the weight is staged, and the last plane's points are read
-    for (int l = start_; l < shape_.orbits; l += shape_.threads) draw_packed_row(stream, weight, l);
-    const int tasks = shape_.orbits * shape_.packed_rows;
-    for (int task = start_; task < tasks; task += shape_.threads) {
-      const int l = quotient(task, shape_.packed_rows), row = task - l * shape_.packed_rows;
-      if (row > 0) draw_row(stream, weight, row, l);
-    }
-    __syncthreads();
-    inverse_rows(false);
-  }
-
- private:
-  __device__ __forceinline__ int height() const { return shape_.columns.length; }
-  __device__ __forceinline__ int width() const { return shape_.rows.length; }
-  __device__ __forceinline__ auto columns() const {
-    using Number = typename Shape::Number;
-    return Lines<decltype(Shape::columns), Number>{
-        shape_.columns, Number(shape_.packed_columns), pitch(shape_), 0, shared_.column_roots, storage_, start_,
-        shape_.threads};
   }
 
   // ---- butterflies ------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ namespace sagd::cuda {
 
 // Squares that diffusion models use most: every stride and loop is a constant.
 //                            threads a plane, blocks a multiprocessor (which bounds registers), columns, rows
-using Square16 = RegisterSquare<16, 1, 128, 6>;
+using Square16 = RegisterSquare<16, 1, 128, 5>;
 using Square28 = RegisterSquare<28, 1, 128, 4>;
 using Square32 = RegisterSquare<32, 1, 128, 4>;
 using Square64 = RegisterSquare<64, 2, 128, 4>;
