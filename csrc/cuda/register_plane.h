@@ -86,7 +86,7 @@ class RegisterTransform {
       }
     }
     barrier();
-    for (int l = active_ ? thread_ : orbits; l < orbits; l += Shape::threads) {  // row length / 2 joins row 0
+    for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {  // row length / 2 joins row 0
       Point drawn, unused;
       stream.draw(length / 2 * orbits + l, drawn, unused);
       Point *here = bin(0, l), *there = bin(0, mirror(l));
@@ -198,7 +198,7 @@ class RegisterTransform {
     } else {
       if (line_ == 0 && active_) for_points([&](int m) SAGD_INLINE_LAMBDA { *own_bin(m) = v_[m]; });
       barrier();
-      for (int l = active_ ? thread_ : orbits; l < orbits; l += Shape::threads) {
+      for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {
         const int place = packed_place<Shape>(l);
         weigh_packed<measure>(bin(0, l), bin(0, mirror(l)), top[place], bottom[place], false, sum);
       }
