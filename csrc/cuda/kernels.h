@@ -38,7 +38,7 @@ __device__ __forceinline__ float factor(const Factors& factors, int64_t plane) {
 
 // Two neighbours in a row, in one access.
 template <class S>
-struct Neighbours2 {
+struct Pair {
   S first, second;
 };
 template <class S>
@@ -50,11 +50,11 @@ __device__ __forceinline__ void put(S* to, float x) {
 }
 template <class S>
 __device__ __forceinline__ void put(S* to, Point x) {
-  *reinterpret_cast<Word<S>*>(to) = std::bit_cast<Word<S>>(Neighbours2<S>{narrow<S>(x.re), narrow<S>(x.im)});
+  *reinterpret_cast<Word<S>*>(to) = std::bit_cast<Word<S>>(Pair<S>{narrow<S>(x.re), narrow<S>(x.im)});
 }
 template <class S>
-__device__ __forceinline__ Point get_both(const S* from) {
-  const auto both = std::bit_cast<Neighbours2<S>>(__ldg(reinterpret_cast<const Word<S>*>(from)));
+__device__ __forceinline__ Point get_pair(const S* from) {
+  const auto both = std::bit_cast<Pair<S>>(__ldg(reinterpret_cast<const Word<S>*>(from)));
   return {widen(both.first), widen(both.second)};
 }
 
@@ -89,20 +89,15 @@ class Reader {
     if (paired_) {
       const S* from = from_ + h * width + column;
       SAGD_UNROLL
-      for (int m = 0; m < R; ++m) v[m] = get_both(from + m * step * width);
+      for (int m = 0; m < R; ++m) v[m] = get_pair(from + m * step * width);
     } else {
+      const S* from = from_ + h * row_stride_ + column * column_stride_;
       SAGD_UNROLL
-      for (int m = 0; m < R; ++m) v[m] = at<Point>(h + m * step, column);
+      for (int m = 0; m < R; ++m) {
+        const S* row = from + m * step * row_stride_;
+        v[m] = {widen(__ldg(row)), widen(__ldg(row + column_stride_))};
+      }
     }
-  }
-
-  // one value, or it and its neighbour in the row
-  template <class X>
-  __device__ __forceinline__ X at(int h, int column) const {
-    const S* from = from_ + h * row_stride_ + column * column_stride_;
-    if constexpr (std::is_same_v<X, float>) return widen(__ldg(from));
-    else if (paired_) return get_both(from);
-    else return {widen(__ldg(from)), widen(__ldg(from + column_stride_))};
   }
 
  private:
@@ -220,9 +215,9 @@ SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shap
       call, 0.5f / pixels(shape),
       [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
+        const float scale = factor(call.job.scale, valid);
         const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
         transform.template forward<false>(input, weight, true);
-        const float scale = factor(call.job.scale, valid);
         S* to = output_plane<S>(call.job.output, shape, valid);
         transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
           put(to + h * shape.rows.length + column, x * scale);
@@ -239,20 +234,28 @@ SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __
       call, sqrtf(0.5f / pixels(shape)),
       [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
-        transform.draw(plane_stream(call.job, valid), weight);
         const float scale = factor(call.job.scale, valid);
+        transform.draw(plane_stream(call.job, valid), weight);
         S* to = output_plane<S>(call.job.output, shape, valid);
         if constexpr (add) {
           const Job& job = call.job;
           const float signal_scale = factor(job.signal_scale, valid);
-          const Reader<S> input(job.input, valid, shape.rows.length);
-          S* noise = output_plane<S>(job.noise, shape, valid);
-          transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
-            const auto signal = input.template at<decltype(x)>(h, column);
-            const int at = h * shape.rows.length + column;
-            put(noise + at, x);
-            put(to + at, signal * signal_scale + x * scale);
-          }));
+          const ReadPacked<S, Shape> input{shape, {job.input, valid, shape.rows.length}};
+          const auto write_to = [&shape](S* to) {
+            return WritePacked(shape, [=, &shape](int h, int column, auto x) {
+              put(to + h * shape.rows.length + column, x);
+            });
+          };
+          const auto write_noisy = write_to(to);
+          const auto write_noise = write_to(output_plane<S>(job.noise, shape, valid));
+          transform.inverse([&]<int R>(int h, int j, int step, const Point* v) {
+            Point noisy[R];
+            input.template operator()<R>(h, j, step, noisy);
+            SAGD_UNROLL
+            for (int m = 0; m < R; ++m) noisy[m] = noisy[m] * signal_scale + v[m] * scale;
+            write_noise.template operator()<R>(h, j, step, v);
+            write_noisy.template operator()<R>(h, j, step, noisy);
+          });
         } else {
           transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
             put(to + h * shape.rows.length + column, x * scale);

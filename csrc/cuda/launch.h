@@ -33,8 +33,9 @@ Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool me
   Blocks best;
   int most = 0;
   for (const bool staged : {true, false}) {
-    const int whole_warps = Shape::in_registers ? std::max(32 / shape.threads, 1) : 1;
-    for (int planes = whole_warps; planes * shape.threads <= Shape::max_threads; planes += whole_warps) {
+    // Lines in registers: as many warps as a block may have, which share the instructions that were fetched.
+    const int fewest = Shape::in_registers ? Shape::max_threads / shape.threads : 1;
+    for (int planes = fewest; planes * shape.threads <= Shape::max_threads; ++planes) {
       const int tables = !staged ? 0 : one_weight ? 1 : planes;
       const size_t bytes = shared_bytes(shape, planes, tables, measure);
       if (bytes > size_t(limit)) break;

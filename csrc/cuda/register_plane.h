@@ -62,38 +62,42 @@ class RegisterTransform {
     return weigh_row<measure>(weight);
   }
 
-  // The spectrum of weighted noise, drawn where it is used.
+  // The spectrum of weighted noise, drawn where it is used. Row length / 2, which joins row 0, is drawn by all threads.
   __device__ __forceinline__ void draw(const Stream& stream, const Weight<WeightMap::value>& weight) {
-    barrier();  // the weight is staged, and the last plane's points are read
     const float* bottom = weight.packed_row(length / 2);
-    if (active_) {
-      const float* weights = weight.packed_row(line_);
-      const auto draw = [&](const auto& from, int l) SAGD_INLINE_LAMBDA {
-        Point first, second;
-        from.draw(line_ * orbits + l, first, second);
-        if (l > 0 && 2 * l < length) *bin(line_, length - l) = second * weights[packed_place<Shape>(length - l)];
-        *bin(line_, l) = first * weights[packed_place<Shape>(l)];
-      };
-      if (stream.carries(length / 2 * orbits)) {  // hardly ever
-        SAGD_KEEP_LOOP
-        for (int l = part_; l < orbits; l += lanes) draw(stream, l);
-      } else {
-        const QuickStream quick(stream);
-        SAGD_UNROLL
-        for (int i = 0; i * lanes < orbits; ++i) {
-          if (i * lanes + part_ < orbits) draw(quick, i * lanes + part_);
-        }
+    const auto for_bottom = [&](auto&& take) SAGD_INLINE_LAMBDA {
+      for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {
+        Point drawn, unused;
+        stream.draw(length / 2 * orbits + l, drawn, unused);
+        take(l, drawn);
       }
+    };
+    const auto draw_row = [&]() SAGD_INLINE_LAMBDA {
+      if (!active_) return;
+      const float* weights = weight.packed_row(line_);
+      if (stream.carries(length / 2 * orbits)) draw_row_from(stream, weights);  // hardly ever
+      else draw_row_from(QuickStream(stream), weights);
+    };
+    barrier();  // the weight is staged, and the last plane's points are read
+    if constexpr (lanes == 1) {
+      for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA { storage_[l] = drawn; });
+      barrier();
+      draw_row();
+      if (line_ > 0 || !active_) return;
+      SAGD_UNROLL
+      for (int l = 0; l < orbits; ++l) {
+        pack_drawn(&v_[l], &v_[mirror(l)], v_[l], storage_[l], l == mirror(l), 1, bottom[l]);
+      }
+    } else {
+      draw_row();
+      barrier();
+      for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA {
+        Point *here = bin(0, l), *there = bin(0, mirror(l));
+        pack_drawn(here, there, *here, drawn, l == mirror(l), 1, bottom[packed_place<Shape>(l)]);
+      });
+      barrier();
+      if (active_) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *own_bin(m); });
     }
-    barrier();
-    for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {  // row length / 2 joins row 0
-      Point drawn, unused;
-      stream.draw(length / 2 * orbits + l, drawn, unused);
-      Point *here = bin(0, l), *there = bin(0, mirror(l));
-      pack_drawn(here, there, *here, drawn, l == mirror(l), 1, bottom[packed_place<Shape>(l)]);
-    }
-    barrier();
-    if (active_) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *own_bin(m); });
   }
 
   // The way back: write(h, j, step, v) is given the packed points.
@@ -180,6 +184,27 @@ class RegisterTransform {
   static __device__ __forceinline__ void for_points(F&& f) {
     SAGD_UNROLL
     for (int m = 0; m < points; ++m) f(m);
+  }
+
+  // The weighted numbers of this thread's packed row, into v, or where two lanes draw for each other, into storage. Those
+  // of row 0 are the ones of positive frequencies alone.
+  template <class From>
+  __device__ __forceinline__ void draw_row_from(const From& from, const float* weights) {
+    SAGD_UNROLL
+    for (int i = 0; i * lanes < orbits; ++i) {
+      const int l = i * lanes + part_;
+      if (l >= orbits) continue;
+      Point first, second;
+      from.draw(line_ * orbits + l, first, second);
+      first = first * weights[packed_place<Shape>(l)];
+      if (l > 0 && 2 * l < length) {
+        second = second * weights[packed_place<Shape>(length - l)];
+        if constexpr (lanes == 1) v_[length - i] = second;
+        else *bin(line_, length - l) = second;
+      }
+      if constexpr (lanes == 1) v_[i] = first;
+      else *bin(line_, l) = first;
+    }
   }
 
   // The spectrum in v times the weight. The first packed row holds two spectra, whose mirrored frequencies it takes to

@@ -17,8 +17,8 @@ namespace sagd::cuda {
 // Squares that diffusion models use most: every stride and loop is a constant.
 //                            threads a plane, blocks a multiprocessor (which bounds registers), columns, rows
 using Square16 = RegisterSquare<16, 1, 128, 5>;
-using Square28 = RegisterSquare<28, 1, 128, 4>;
-using Square32 = RegisterSquare<32, 1, 128, 4>;
+using Square28 = RegisterSquare<28, 1, 128, 3>;
+using Square32 = RegisterSquare<32, 1, 128, 3>;
 using Square64 = RegisterSquare<64, 2, 128, 4>;
 using Square96 = FixedShape<192, 3, FixedAxis<12, 8>, FixedAxis<12, 8>>;
 using Square128 = FixedShape<256, 2, FixedAxis<16, 8>, FixedAxis<16, 8>>;
