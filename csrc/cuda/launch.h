@@ -33,15 +33,15 @@ Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool me
   Blocks best;
   int most = 0;
   for (const bool staged : {true, false}) {
-    // Lines in registers: as many warps as a block may have, which share the instructions that were fetched.
-    const int fewest = Shape::in_registers ? Shape::max_threads / shape.threads : 1;
-    for (int planes = fewest; planes * shape.threads <= Shape::max_threads; ++planes) {
+    const int step = fewest_planes(shape);
+    for (int planes = step; planes * shape.threads <= Shape::max_threads; planes += step) {
       const int tables = !staged ? 0 : one_weight ? 1 : planes;
       const size_t bytes = shared_bytes(shape, planes, tables, measure);
       if (bytes > size_t(limit)) break;
       int blocks = 0;
       SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, planes * shape.threads, bytes));
-      if (blocks * planes <= most) continue;
+      // Lines in registers: as many warps to a block as it may have, since they share the instructions that are fetched.
+      if (Shape::in_registers ? blocks == 0 : blocks * planes <= most) continue;
       most = blocks * planes;
       best = {planes, tables, bytes, blocks * multiprocessors, {}};
     }

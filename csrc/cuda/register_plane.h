@@ -103,6 +103,7 @@ class RegisterTransform {
   // The way back: write(h, j, step, v) is given the packed points.
   template <class Write>
   __device__ __forceinline__ void inverse(Write&& write) {
+    if constexpr (lanes == 2) __syncwarp();  // one lane may have read what the other writes
     SAGD_UNROLL
     for (int axis = 0; axis < 2; ++axis) {
       if (active_) {

@@ -98,10 +98,19 @@ size_t shared_bytes(const Shape& shape, int planes_per_block, int tables, bool m
   return Shared<Shape>(nullptr, shape, planes_per_block, tables, measure).bytes;
 }
 
+// Planes of a block: any number, or as many as fill warps, of which none is in two.
+template <class Shape>
+int fewest_planes(const Shape& shape) {
+  return Shape::in_registers ? std::max(32 / shape.threads, 1) : 1;
+}
+
 // Whether a block's shared memory, so many bytes, holds a plane: what the loss needs fits every operator.
 inline bool fits_block(int64_t height, int64_t width, size_t limit) {
   bool fits = false;
-  with_shape(height, width, [&](const auto& shape) { fits = shared_bytes(shape, 1, 0, true) <= limit; });
+  with_shape(height, width, [&](const auto& shape) {
+    const int planes = fewest_planes(shape), tables = shape.in_registers ? planes : 0;
+    fits = shared_bytes(shape, planes, tables, true) <= limit;
+  });
   return fits;
 }
 
