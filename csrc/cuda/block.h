@@ -130,6 +130,13 @@ __device__ void fill_tables(const Shared<Shape>& shared, const Call<Shape>& call
   }
 }
 
+// Waits for the other threads of a plane, which are a warp's, or the block's.
+template <bool in_a_warp>
+__device__ __forceinline__ void wait_for_plane() {
+  if constexpr (in_a_warp) __syncwarp();
+  else __syncthreads();
+}
+
 // What is made of a weight w: w itself, or 1 / w^2 where w > 0 and -1 elsewhere.
 enum class WeightMap { value, inverse_square };
 

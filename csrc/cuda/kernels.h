@@ -268,14 +268,13 @@ SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __
 template <bool in_a_warp>
 __device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int threads, Point part) {
   constexpr int leaders = 16;
-  const auto barrier = [] { in_a_warp ? __syncwarp() : __syncthreads(); };
   parts[thread] = part;
-  barrier();
+  wait_for_plane<in_a_warp>();
   if (thread < leaders) {
     for (int i = thread + leaders; i < threads; i += leaders) part = part + parts[i];
     parts[thread] = part;
   }
-  barrier();
+  wait_for_plane<in_a_warp>();
   Complex<double> total{0, 0};
   for (int i = 0; i < leaders && i < threads; ++i) total = total + Complex<double>{parts[i].re, parts[i].im};
   return total;

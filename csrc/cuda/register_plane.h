@@ -57,7 +57,7 @@ class RegisterTransform {
         if constexpr (lanes == 2) twiddle<false>(), meet();
         if (axis == 0) for_points([&](int m) SAGD_INLINE_LAMBDA { column(m) = v_[m]; });
       }
-      if (axis == 0) barrier();
+      if (axis == 0) wait_for_plane<Shape::in_a_warp>();
     }
     return weigh_row<measure>(weight);
   }
@@ -78,10 +78,10 @@ class RegisterTransform {
       if (stream.carries(length / 2 * orbits)) draw_row_from(stream, weights);  // hardly ever
       else draw_row_from(QuickStream(stream), weights);
     };
-    barrier();  // the weight is staged, and the last plane's points are read
+    wait_for_plane<Shape::in_a_warp>();  // the weight is staged, and the last plane's points are read
     if constexpr (lanes == 1) {
       for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA { storage_[l] = drawn; });
-      barrier();
+      wait_for_plane<Shape::in_a_warp>();
       draw_row();
       if (line_ > 0 || !active_) return;
       SAGD_UNROLL
@@ -90,12 +90,12 @@ class RegisterTransform {
       }
     } else {
       draw_row();
-      barrier();
+      wait_for_plane<Shape::in_a_warp>();
       for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA {
         Point *here = bin(0, l), *there = bin(0, mirror(l));
         pack_drawn(here, there, *here, drawn, l == mirror(l), 1, bottom[packed_place<Shape>(l)]);
       });
-      barrier();
+      wait_for_plane<Shape::in_a_warp>();
       if (active_) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *own_bin(m); });
     }
   }
@@ -119,16 +119,11 @@ class RegisterTransform {
           write.template operator()<points>(part_, line_, lanes, v_);
         }
       }
-      if (axis == 0) barrier();
+      if (axis == 0) wait_for_plane<Shape::in_a_warp>();
     }
   }
 
  private:
-  static __device__ __forceinline__ void barrier() {
-    if constexpr (Shape::in_a_warp) __syncwarp();
-    else __syncthreads();
-  }
-
   // ---- two lanes of a line ------------------------------------------------------------------------------------------
 
   template <bool inverse>
@@ -191,10 +186,11 @@ class RegisterTransform {
   // of row 0 are the ones of positive frequencies alone.
   template <class From>
   __device__ __forceinline__ void draw_row_from(const From& from, const float* weights) {
+    constexpr int half = (lanes - 1) * (packed / 2);  // of two lanes the second begins here, and draws one more
     SAGD_UNROLL
-    for (int i = 0; i * lanes < orbits; ++i) {
-      const int l = i * lanes + part_;
-      if (l >= orbits) continue;
+    for (int i = 0; i < orbits - half; ++i) {
+      if (i == half && lanes == 2 && part_ == 0) continue;
+      const int l = i + part_ * half;
       Point first, second;
       from.draw(line_ * orbits + l, first, second);
       first = first * weights[packed_place<Shape>(l)];
@@ -223,12 +219,12 @@ class RegisterTransform {
       }
     } else {
       if (line_ == 0 && active_) for_points([&](int m) SAGD_INLINE_LAMBDA { *own_bin(m) = v_[m]; });
-      barrier();
+      wait_for_plane<Shape::in_a_warp>();
       for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {
         const int place = packed_place<Shape>(l);
         weigh_packed<measure>(bin(0, l), bin(0, mirror(l)), top[place], bottom[place], false, sum);
       }
-      barrier();
+      wait_for_plane<Shape::in_a_warp>();
       if (line_ == 0 && active_) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *own_bin(m); });
     }
     if (line_ > 0 && active_) {

@@ -11,7 +11,7 @@ using namespace sagd::cuda;
 
 namespace {
 
-constexpr int planes = 300;  // more than all blocks hold at a time
+constexpr int planes = 300;  // more than all blocks hold at a time, except where few are asked for
 
 // What a job of `planes` planes points to.
 struct Operands {
@@ -44,8 +44,9 @@ struct Operands {
 };
 
 template <class Shape>
-void run(const Shape& shape, bool one_weight) {
-  const Operands operands(shape.columns.length, shape.rows.length, one_weight);
+void run(const Shape& shape, bool one_weight, int most_planes = planes) {
+  Operands operands(shape.columns.length, shape.rows.length, one_weight);
+  operands.job.planes = std::min(planes, most_planes);
   launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, nullptr);
   launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, nullptr);
   launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, nullptr);
@@ -85,6 +86,10 @@ int main() {
   run(FixedShape<8, 1, FixedAxis<4, 2>, FixedAxis<4, 2>>{}, false);
   run(FixedShape<5, 1, FixedAxis<3, 3>, FixedAxis<5, 3>>{}, true);
   run(FixedShape<16, 1, FixedAxis<16>, FixedAxis<16>>{}, true);
+  run(RegisterSquare<8, 1, 64, 1>{}, true);
+  run(RegisterSquare<8, 1, 64, 1>{}, false);
+  run(RegisterSquare<32, 2, 64, 1>{}, true);
+  run(RegisterSquare<64, 2, 64, 1>{}, true, 3);
   run_mean();
   run_passes_of(FixedLines<4, 8, 1, FixedAxis<4, 3>>{}, FixedLines<4, 24, 1, FixedAxis<4, 2>>{});
   std::puts("ran");
