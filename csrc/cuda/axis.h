@@ -36,7 +36,7 @@ struct Stage {
 };
 
 // The radices that a kernel has butterflies for, best first where the rest is equal.
-constexpr int radices[] = {16, 12, 10, 8, 7, 6, 5, 4, 3, 2};
+constexpr int radices[] = {16, 14, 12, 10, 8, 7, 6, 5, 4, 3, 2};
 
 class Axis {
  public:
@@ -78,6 +78,7 @@ class Axis {
     const Stage<Count> stage{span_[s], length / (radix_[s] * span_[s].value)};
     switch (int(radix_[s])) {
       case 16: return f.template operator()<16>(s, stage);
+      case 14: return f.template operator()<14>(s, stage);
       case 12: return f.template operator()<12>(s, stage);
       case 10: return f.template operator()<10>(s, stage);
       case 8: return f.template operator()<8>(s, stage);
@@ -157,8 +158,9 @@ SAGD_INLINE int position(const A& axis, int k) {
 // The shape of a plane: `columns` is the axis along a column (height points), `rows` the one along a row. Here any.
 struct AnyShape {
   using Number = Count;
-  static constexpr int max_threads = 256, min_blocks = 1;  // of a block, on a multiprocessor
-  static constexpr bool always_staged = false, in_registers = false, in_a_warp = false, adjacent = false;
+  static constexpr int max_threads = 512, min_blocks = 1;  // of a block, on a multiprocessor
+  static constexpr bool always_staged = false, never_staged = false;  // the weight, in shared memory
+  static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
   Axis columns, rows;
   Count packed_columns, packed_rows, orbits;
   int threads;  // for each plane; depends on the shape alone
@@ -168,14 +170,15 @@ struct AnyShape {
 template <int threads_, int min_blocks_, class Columns, class Rows>
 struct FixedShape {
   using Number = int;
-  static constexpr int max_threads = 256, min_blocks = min_blocks_;
+  static constexpr int max_threads = threads_ > 256 ? threads_ : 256, min_blocks = min_blocks_;
   Columns columns;
   Rows rows;
   static constexpr int threads = threads_;
   static constexpr int packed_columns = (Rows::length + 1) / 2, packed_rows = (Columns::length + 1) / 2;
   static constexpr int orbits = Rows::length / 2 + 1;
-  // whether the weight, 2 bytes a pixel, finds room beside the plane on every GPU: a block has 99 KB at least
-  static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10;
+  // whether the weight, 2 bytes a pixel, finds room beside the plane on every GPU: a block has 99 KB at least. Where it
+  // does not, it stays in device memory, so that a multiprocessor holds one plane more.
+  static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10, never_staged = !always_staged;
   static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
 };
 
@@ -184,7 +187,7 @@ template <int length, int lanes_, int max_threads_, int min_blocks_>
 struct RegisterSquare
     : FixedShape<lanes_ * int(std::bit_ceil(unsigned(length / 2))), min_blocks_, FixedAxis<length>, FixedAxis<length>> {
   static constexpr int lanes = lanes_, max_threads = max_threads_;
-  static constexpr bool in_registers = true, always_staged = true;
+  static constexpr bool in_registers = true;
   static constexpr bool in_a_warp = RegisterSquare::FixedShape::threads <= 32;  // whose barrier is enough
   static constexpr bool adjacent = lanes == 1;  // packed columns are columns 2 j and 2 j + 1
 };

@@ -19,7 +19,9 @@ struct Call {
   Job job;
   Shape shape;
   int planes_per_block;
-  int tables;  // weight tables in shared memory: 1, planes_per_block (a weight for each), or 0 (read where it lies)
+  int tables;  // weight tables in shared memory: 1, planes_per_block (a weight for each), or 0 (they are in `ordered`)
+  float* ordered;              // those in device memory, one for each weight of the batch
+  BatchIndex ordered_of;       // the number of a plane's
   uint16_t rows[max_length / 2];  // the frequency k of each packed row
 };
 
@@ -47,8 +49,8 @@ SAGD_INLINE int packed_place(int l) {
   return l + l / (decltype(Shape::rows)::length / Shape::lanes) * (32 / Shape::lanes);
 }
 
-// The weight table: rows in the order in which the column transforms leave them, again with an odd pitch; for lines in
-// registers the packed rows, all frequencies of each, and row height / 2.
+// The weight table in shared memory: rows in the order in which the column transforms leave them, again with an odd
+// pitch; for lines in registers the packed rows, all frequencies of each, and row height / 2.
 template <class Shape>
 SAGD_INLINE int table_pitch(const Shape& shape) {
   if constexpr (Shape::in_registers) return packed_place<Shape>(shape.rows.length) | 1;
@@ -108,8 +110,8 @@ __device__ __forceinline__ Point root(int k, int n) {
   }
 }
 
-template <class Shape>
-__device__ void fill_tables(const Shared<Shape>& shared, const Call<Shape>& call) {
+template <class Memory, class Shape>
+__device__ void fill_tables(const Memory& shared, const Call<Shape>& call) {
   const Shape& shape = call.shape;
   const int height = shape.columns.length, width = shape.rows.length;
   for (int k = threadIdx.x; k < height; k += blockDim.x) {
@@ -146,41 +148,13 @@ __device__ __forceinline__ float mapped(float w, float factor) {
   else return w > 0 ? factor / (w * w) : -1.0f;
 }
 
-// The weight of one plane, mapped and even.
+// The weight of one plane where the caller has it, mapped and even.
 template <WeightMap map>
 struct Weight {
   const float* data;
   int64_t row_stride, column_stride;
   int width;
   float factor;
-  bool staged;
-
-  // of frequency (k, l), 0 <= l < width, k that of the pair's first row; `mirrored` if it is to be read as that of
-  // (-k, -l), which it must where l > width / 2, and may where l = width / 2
-  __device__ __forceinline__ float operator()(const RowPair& pair, int height, int l, bool mirrored) const {
-    const int column = mirrored ? width - l : l;
-    if (staged) return data[(mirrored ? pair.second : pair.first) * int(row_stride) + column];
-    const int k = pair.k, negative = k > 0 ? height - k : 0;
-    return from_memory(mirrored ? negative : k, mirrored ? k : negative, column);
-  }
-
-  // of frequencies (0, l) and (height / 2, l), 0 <= l <= width / 2, as rows of the same factor
-  __device__ __forceinline__ void of_packed_row(const RowPair& pair, int height, int l, float& top,
-                                                float& bottom) const {
-    const bool odd = height % 2;
-    if (staged) {
-      top = data[pair.first * int(row_stride) + l];
-      bottom = odd ? 0 : data[pair.second * int(row_stride) + l];
-    } else {
-      top = from_memory(0, 0, l);
-      bottom = odd ? 0 : from_memory(height / 2, height / 2, l);
-    }
-  }
-
-  // of the frequencies of a packed row, staged, each in its packed_place; row height / 2 comes after the last of these
-  __device__ __forceinline__ const float* packed_row(int row) const {
-    return data + row * int(row_stride);
-  }
 
   // of frequency (k, l), 0 < l < width / 2, where every weight is even
   __device__ __forceinline__ float inner(int k, int l) const {
@@ -188,16 +162,40 @@ struct Weight {
   }
 
   // of frequency (k, l); `negative` is the row of -k
-  __device__ __forceinline__ float from_memory(int k, int negative, int l) const {
+  __device__ __forceinline__ float operator()(int k, int negative, int l) const {
     float w = data[k * row_stride + l * column_stride];
     if (l == 0 || 2 * l == width) w = 0.5f * (w + data[negative * row_stride + l * column_stride]);
     return mapped<map>(w, factor);
   }
 };
 
-// Brings the weight `from` into a table, with the threads first, first + step, ...
+// The same as a table: the rows where the column transforms leave them.
+struct WeightTable {
+  const float* data;
+  int row_step, column_step, width;
+
+  // of frequency (k, l), 0 <= l < width, k that of the pair's first row; `mirrored` if it is to be read as that of
+  // (-k, -l), which it must where l > width / 2, and may where l = width / 2
+  __device__ __forceinline__ float operator()(const RowPair& pair, int l, bool mirrored) const {
+    return at(mirrored ? pair.second : pair.first, mirrored ? width - l : l);
+  }
+
+  // of frequencies (0, l) and (height / 2, l), 0 <= l <= width / 2, as rows of the same factor
+  __device__ __forceinline__ void of_packed_row(const RowPair& pair, bool odd, int l, float& top, float& bottom) const {
+    top = at(pair.first, l);
+    bottom = odd ? 0 : at(pair.second, l);
+  }
+
+  // for lines in registers, of the frequencies of a packed row, each in its packed_place; after the last, row height / 2
+  __device__ __forceinline__ const float* packed_row(int row) const { return data + row * row_step; }
+
+ private:
+  __device__ __forceinline__ float at(int row, int l) const { return data[row * row_step + l * column_step]; }
+};
+
+// Brings a weight into a table in shared memory, with the threads first, first + step, ...
 template <WeightMap map, class Shape>
-__device__ __forceinline__ Weight<map> stage_weight(const Weight<map>& from, float* table, const Shared<Shape>& shared,
+__device__ __forceinline__ WeightTable stage_weight(const Weight<map>& from, float* table, const Shared<Shape>& shared,
                                                     const Shape& shape, int first, int step) {
   const int height = shape.columns.length;
   const auto negative = [=](int k) { return k > 0 ? height - k : 0; };
@@ -206,15 +204,23 @@ __device__ __forceinline__ Weight<map> stage_weight(const Weight<map>& from, flo
     for (int i = first; i < (shape.packed_rows + 1) * width; i += step) {
       const int k = i / width, l = i - k * width;
       table[k * table_pitch(shape) + packed_place<Shape>(l)] =
-          2 * l > width ? from.from_memory(negative(k), k, width - l) : from.from_memory(k, negative(k), l);
+          2 * l > width ? from(negative(k), k, width - l) : from(k, negative(k), l);
     }
   } else {
     for (int i = first; i < height * shape.orbits; i += step) {
       const int k = quotient(i, shape.orbits), l = i - k * shape.orbits;
-      table[shared.column_position[k] * table_pitch(shape) + l] = from.from_memory(k, negative(k), l);
+      table[shared.column_position[k] * table_pitch(shape) + l] = from(k, negative(k), l);
     }
   }
-  return {table, table_pitch(shape), 1, from.width, from.factor, true};
+  return {table, table_pitch(shape), 1, from.width};
+}
+
+// A table in device memory lies the other way: neighbouring threads, on neighbouring rows, use whole sectors.
+template <class Shape>
+__device__ __forceinline__ WeightTable ordered_weight(const Call<Shape>& call, int64_t plane) {
+  const int height = call.shape.columns.length;
+  const int64_t number = call.ordered_of.offset(plane);
+  return {call.ordered + number * height * call.shape.orbits, 1, height, call.shape.rows.length};
 }
 
 }  // namespace sagd::cuda

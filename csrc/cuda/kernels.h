@@ -162,11 +162,21 @@ __device__ __forceinline__ float pixels(const Shape& shape) {
   return float(shape.columns.length * shape.rows.length);
 }
 
+// The weight whose first element is element `start` of the batch of weights, with the factor of the transforms: forward
+// and inverse multiply by height width, the separation of the columns by 2 besides; the inverse alone, of a spectrum of
+// variance 1, by the root of as much.
+template <WeightMap map, class Shape>
+__device__ __forceinline__ Weight<map> weight_of(const Job& job, const Shape& shape, int64_t start) {
+  const float factor = 0.5f / pixels(shape);
+  return {static_cast<const float*>(job.weight.data) + start, job.weight.row_stride, job.weight.column_stride,
+          shape.rows.length, job.keys ? sqrtf(factor) : factor};
+}
+
 // body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The
 // threads of a slot without a plane (plane = -1) keep the same barriers. The next plane begins without a barrier: body
 // must have one after its last use of the weight, and a thread may last read only points that it is first to write.
 template <WeightMap map, bool measure, class Shape, class Body>
-__device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight_factor, Body&& body) {
+__device__ __forceinline__ void for_planes(const Call<Shape>& call, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Shape& shape = call.shape;
   const Job& job = call.job;
@@ -180,14 +190,15 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, float weight
   for (int64_t bundle = blockIdx.x; bundle * call.planes_per_block < job.planes; bundle += gridDim.x) {
     const int64_t first = bundle * call.planes_per_block, plane = first + slot;
     const bool idle = plane >= job.planes;
-    const int64_t of_weight = job.weight.batch.offset(one_table || idle ? first : plane);
-    Weight<map> weight{static_cast<const float*>(job.weight.data) + of_weight, job.weight.row_stride,
-                       job.weight.column_stride, shape.rows.length, weight_factor, false};
-    if (Shape::always_staged || call.tables > 0) {
+    WeightTable weight;
+    if (Shape::never_staged || (!Shape::always_staged && call.tables == 0)) {
+      weight = ordered_weight(call, idle ? first : plane);
+    } else {
+      const int64_t of_weight = job.weight.batch.offset(one_table || idle ? first : plane);
       float* table = shared.tables + (one_table ? 0 : slot * table_size(shape));
       const int step = one_table ? int(blockDim.x) : shape.threads;
       const int start = of_weight == staged ? table_size(shape) : one_table ? int(threadIdx.x) : thread;
-      weight = stage_weight(weight, table, shared, shape, start, step);
+      weight = stage_weight(weight_of<map>(job, shape, of_weight), table, shared, shape, start, step);
       // Of several warps, each with planes of its own, none waits for another but here: all have one weight.
       if (Shape::in_registers && one_table && staged < 0) __syncthreads();
       staged = of_weight;
@@ -206,14 +217,32 @@ namespace kernel {
 template <class Shape>
 constexpr int fewer_blocks = Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1;
 
-// Forward, times the weight, inverse. The transforms multiply by height width, the separation of the columns by 2
-// besides; the weight undoes both.
+// Fills the weight tables in device memory.
+template <WeightMap map, class Shape>
+__global__ void order_weights(const __grid_constant__ Call<Shape> call, int64_t weights) {
+  const Shape& shape = call.shape;
+  const BatchIndex& batch = call.job.weight.batch;
+  const int height = shape.columns.length, n = height * shape.orbits;
+  for (int64_t i = blockIdx.x * blockDim.x + threadIdx.x; i < weights * n; i += gridDim.x * blockDim.x) {
+    const int64_t number = i / n;
+    const int bin = int(i - number * n), k = quotient(bin, shape.orbits), l = bin - k * shape.orbits;
+    int64_t start = 0, rest = number;
+    for (int d = batch.dims - 1; d >= 0; --d) {
+      if (batch.stride[d] == 0) continue;
+      start += rest % batch.size[d] * batch.stride[d];
+      rest /= batch.size[d];
+    }
+    call.ordered[number * n + l * height + position(shape.columns, k)] =
+        weight_of<map>(call.job, shape, start)(k, k > 0 ? height - k : 0, l);
+  }
+}
+
+// Forward, times the weight, inverse.
 template <class S, class Shape>
 SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
-      call, 0.5f / pixels(shape),
-      [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
+      call, [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         const float scale = factor(call.job.scale, valid);
         const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
@@ -231,8 +260,7 @@ template <bool add, class S, class Shape>
 SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
-      call, sqrtf(0.5f / pixels(shape)),
-      [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
+      call, [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         const float scale = factor(call.job.scale, valid);
         transform.draw(plane_stream(call.job, valid), weight);
@@ -286,8 +314,7 @@ template <class S, class Shape>
 SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::inverse_square, true>(
-      call, 0.5f / pixels(shape),
-      [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) SAGD_INLINE_LAMBDA {
+      call, [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) SAGD_INLINE_LAMBDA {
         const int64_t valid = plane < 0 ? 0 : plane;
         const bool filter = call.job.output != nullptr;
         const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};

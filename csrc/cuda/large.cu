@@ -30,7 +30,8 @@ int64_t chunk_of(const Job& job, const Passes& passes) {
 }  // namespace
 
 int64_t workspace_bytes(const Job& job) {
-  if (fits_block(job.height, job.width, size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)))) return 0;
+  const size_t limit = size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+  if (fits_block(job.height, job.width, limit)) return table_bytes(job, limit);
   const Passes passes = passes_of(job);
   const int64_t sums = job.plane_loss ? job.planes * passes.slabs * int64_t(sizeof(Complex<double>)) : 0;
   return chunk_of(job, passes) * job.height * packed_columns(job) * int64_t(sizeof(Point)) + sums;

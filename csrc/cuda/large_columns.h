@@ -10,7 +10,7 @@ namespace sagd::cuda {
 template <WeightMap map>
 __device__ __forceinline__ Weight<map> plane_weight(const Job& job, int64_t plane, float factor) {
   return {static_cast<const float*>(job.weight.data) + job.weight.batch.offset(plane), job.weight.row_stride,
-          job.weight.column_stride, int(job.width), factor, false};
+          job.weight.column_stride, int(job.width), factor};
 }
 
 // Columns from the workspace and back into it, as Lines asks for them.
@@ -61,8 +61,8 @@ SAGD_PASS filter_columns(const __grid_constant__ Pass<Shape> pass) {
     if (first == 0) {
       for (int k = lines.thread; k <= height / 2; k += lines.threads) {
         const int negative = k > 0 ? height - k : 0;
-        const float w_top = weight.from_memory(k, negative, 0);
-        const float w_bottom = width % 2 ? 0 : weight.from_memory(k, negative, width / 2);
+        const float w_top = weight(k, negative, 0);
+        const float w_bottom = width % 2 ? 0 : weight(k, negative, width / 2);
         weigh_packed<measure>(lines.storage + memory.place[k], lines.storage + memory.place[negative], w_top, w_bottom,
                               width % 2, sum);
       }
@@ -102,8 +102,8 @@ SAGD_PASS draw_columns(const __grid_constant__ Pass<Shape> pass) {
     }
     for (int k = first == 0 ? lines.thread : height; k <= height / 2; k += lines.threads) {
       const int negative = k > 0 ? height - k : 0;
-      const float w_top = weight.from_memory(k, negative, 0);
-      const float w_bottom = width % 2 ? 0 : weight.from_memory(k, negative, width / 2);
+      const float w_top = weight(k, negative, 0);
+      const float w_bottom = width % 2 ? 0 : weight(k, negative, width / 2);
       Point top, bottom{0, 0}, unused;
       stream.draw(k * orbits, top, unused);
       if (width % 2 == 0) stream.draw(k * orbits + width / 2, bottom, unused);

@@ -23,8 +23,7 @@ struct Blocks {
   std::vector<uint16_t> rows;  // see order_rows
 };
 
-// The choice that keeps most planes on a multiprocessor. The weight stays in its place in memory only if a plane fits
-// in no other way: its rows are then read by the column.
+// The choice that keeps most planes on a multiprocessor.
 template <class Kernel, class Shape>
 Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool measure) {
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
@@ -32,20 +31,18 @@ Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool me
   SAGD_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
   Blocks best;
   int most = 0;
-  for (const bool staged : {true, false}) {
-    const int step = fewest_planes(shape);
-    for (int planes = step; planes * shape.threads <= Shape::max_threads; planes += step) {
-      const int tables = !staged ? 0 : one_weight ? 1 : planes;
-      const size_t bytes = shared_bytes(shape, planes, tables, measure);
-      if (bytes > size_t(limit)) break;
-      int blocks = 0;
-      SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, planes * shape.threads, bytes));
-      // Lines in registers: as many warps to a block as it may have, since they share the instructions that are fetched.
-      if (Shape::in_registers ? blocks == 0 : blocks * planes <= most) continue;
-      most = blocks * planes;
-      best = {planes, tables, bytes, blocks * multiprocessors, {}};
-    }
-    if (most > 0) break;
+  const bool staged = stages_weight(shape, size_t(limit));
+  const int step = fewest_planes(shape);
+  for (int planes = step; planes * shape.threads <= Shape::max_threads; planes += step) {
+    const int tables = !staged ? 0 : one_weight ? 1 : planes;
+    const size_t bytes = shared_bytes(shape, planes, tables, measure);
+    if (bytes > size_t(limit)) break;
+    int blocks = 0;
+    SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, planes * shape.threads, bytes));
+    // Lines in registers: as many warps to a block as it may have, since they share the instructions that are fetched.
+    if (Shape::in_registers ? blocks == 0 : blocks * planes <= most) continue;
+    most = blocks * planes;
+    best = {planes, tables, bytes, blocks * multiprocessors, {}};
   }
   best.rows = order_rows(shape);
   return best;
@@ -65,16 +62,31 @@ Blocks blocks_for(Kernel kernel, const Shape& shape, bool one_weight, bool measu
   return chosen[key] = choose_blocks(kernel, shape, one_weight, measure);
 }
 
+// Queues the kernel that fills the weight tables in device memory.
 template <class Shape>
-void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shape, bool measure, void* stream) {
+void launch_order(Call<Shape>& call, void* stream) {
+  constexpr int threads = 256, most_blocks = 1024;
+  const auto kernel = call.job.plane_loss ? &kernel::order_weights<WeightMap::inverse_square, Shape>
+                                          : &kernel::order_weights<WeightMap::value, Shape>;
+  int64_t weights = number_weights(call.job.weight.batch, call.ordered_of);
+  const int64_t blocks = (weights * call.shape.columns.length * call.shape.orbits + threads - 1) / threads;
+  void* arguments[] = {&call, &weights};
+  SAGD_CHECK(cudaLaunchKernel(kernel, dim3(unsigned(std::min<int64_t>(blocks, most_blocks))), dim3(threads), arguments,
+                              0, static_cast<cudaStream_t>(stream)));
+}
+
+template <class Shape>
+void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shape, bool measure, void* workspace,
+            void* stream) {
   if (job.planes == 0) return;
   const Blocks blocks = blocks_for(kernel, shape, job.weight.batch.dims == 0, measure);
   if (blocks.planes_per_block == 0) {
     throw std::runtime_error("sagd: planes of " + std::to_string(job.height) + " x " + std::to_string(job.width) +
                              " do not fit the shared memory of this device");
   }
-  Call<Shape> call{job, shape, blocks.planes_per_block, blocks.tables, {}};
+  Call<Shape> call{job, shape, blocks.planes_per_block, blocks.tables, static_cast<float*>(workspace), {}, {}};
   std::copy(blocks.rows.begin(), blocks.rows.end(), call.rows);
+  if (blocks.tables == 0) launch_order(call, stream);
   const int64_t bundles = (job.planes + blocks.planes_per_block - 1) / blocks.planes_per_block;
   const dim3 grid(unsigned(std::min<int64_t>(bundles, blocks.resident)));
   void* arguments[] = {&call};
@@ -94,13 +106,13 @@ void with_stored_type(Dtype dtype, F&& f) {
 }
 
 // Calls f.operator()<S>(shape) for a job whose planes fit a block's shared memory; others take the passes of large.h.
-template <class F>
+template <bool draws = false, class F>
 void with_kernel(const Job& job, void* workspace, void* stream, F&& f) {
   with_stored_type(job.dtype, [&]<class S>() {
     if (!fits_block(job.height, job.width, size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)))) {
       return run_passes(job, workspace, stream);
     }
-    with_shape(job.height, job.width, [&](const auto& shape) { f.template operator()<S>(shape); });
+    with_shape<draws>(job.height, job.width, [&](const auto& shape) { f.template operator()<S>(shape); });
   });
 }
 

@@ -30,7 +30,7 @@ std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes_) 
   with_shape(height, width, [&](const auto& shape) {
     text = "columns " + describe(shape.columns) + ", rows " + describe(shape.rows) + " points, " +
            std::to_string(shape.threads) + " threads a plane";
-    if (shared_bytes(shape, 1, 1, true) > limit) text += ", weight read from memory";
+    if (!stages_weight(shape, limit)) text += ", weight read from memory";
   });
   return text;
 }

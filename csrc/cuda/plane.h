@@ -20,6 +20,54 @@
 
 namespace sagd::cuda {
 
+// ---- the spectrum of a packed row, whose frequency l lies at at(l) ---------------------------------------------------
+
+// The first packed row holds the spectra of rows 0 and H / 2, each of a real row.
+template <bool measure, class Shape, class At>
+__device__ __forceinline__ void weigh_packed_row(const Shape& shape, const RowPair& pair, const WeightTable& weight,
+                                                 int l, At&& at, Point& sum) {
+  const bool odd = shape.columns.length % 2;
+  float w_top, w_bottom;
+  weight.of_packed_row(pair, odd, l, w_top, w_bottom);
+  Point *here = at(l), *mirror = at(l > 0 ? shape.rows.length - l : 0);
+  weigh_packed<measure>(here, mirror, w_top, w_bottom, odd, sum);
+}
+
+template <class Shape, class At>
+__device__ __forceinline__ void draw_packed_row(const Shape& shape, const RowPair& pair, const Stream& stream,
+                                                const WeightTable& weight, int l, At&& at) {
+  const int height = shape.columns.length, width = shape.rows.length;
+  const bool real = l == 0 || 2 * l == width;
+  float w_top, w_bottom;
+  weight.of_packed_row(pair, height % 2, l, w_top, w_bottom);
+  Point top, bottom{0, 0}, unused;
+  stream.draw(l, top, unused);
+  if (height % 2 == 0) stream.draw(height / 2 * shape.orbits + l, bottom, unused);
+  Point *here = at(l), *mirror = at(l > 0 ? width - l : 0);
+  pack_drawn(here, mirror, top, bottom, real, w_top, w_bottom);
+}
+
+// Of any other packed row.
+template <class Shape, class At>
+__device__ __forceinline__ void draw_row(const Shape& shape, const RowPair& pair, const Stream& stream,
+                                         const WeightTable& weight, int l, At&& at) {
+  const int height = shape.columns.length, width = shape.rows.length;
+  const bool own_negative = l == 0 || 2 * l == width, upper = 2 * pair.k > height;
+  Point first, second;
+  stream.draw((upper ? height - pair.k : pair.k) * shape.orbits + l, first, second);
+  if (own_negative) second = first;
+  // of F(k', l) and F(k', -l), those of the pair's k: F(-k', l) = conj F(k', -l)
+  const Point here = upper ? Point{second.re, -second.im} : first;
+  const Point mirror = upper ? Point{first.re, -first.im} : second;
+  // everything is read before anything is written: the compiler cannot tell tables from points
+  const int l_mirror = own_negative ? l : width - l;
+  Point *to_here = at(l), *to_mirror = at(l_mirror);
+  const float w_here = weight(pair, l, false);
+  const float w_mirror = weight(pair, l_mirror, !own_negative);
+  if (!own_negative) *to_mirror = mirror * w_mirror;
+  *to_here = here * w_here;
+}
+
 template <class Shape>
 class PlaneTransform {
  public:
@@ -32,8 +80,8 @@ class PlaneTransform {
   // and with `filter` as much of the way back as is done in the same places, else the rows are left undefined.
   // With `measure`, returns this thread's part of (sum of weight |F|^2 over the full plane's bins, bins with w > 0).
   // Before the weight all packed rows but the first hold twice their values.
-  template <bool measure, WeightMap map, class Read>
-  __device__ __forceinline__ Point forward(Read&& read, const Weight<map>& weight, bool filter) {
+  template <bool measure, class Read>
+  __device__ __forceinline__ Point forward(Read&& read, const WeightTable& weight, bool filter) {
     columns().forward(read);
     return weigh_rows<measure>(weight, filter);
   }
@@ -45,13 +93,15 @@ class PlaneTransform {
   }
 
   // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
-  __device__ __forceinline__ void draw(const Stream& stream, const Weight<WeightMap::value>& weight) {
+  __device__ __forceinline__ void draw(const Stream& stream, const WeightTable& weight) {
     __syncthreads();  // the weight is staged, and the last plane's points are read
-    for (int l = start_; l < shape_.orbits; l += shape_.threads) draw_packed_row(stream, weight, l);
+    for (int l = start_; l < shape_.orbits; l += shape_.threads) {
+      draw_packed_row(shape_, shared_.pairs[0], stream, weight, l, frequencies(0));
+    }
     const int tasks = shape_.orbits * shape_.packed_rows;
     for (int task = start_; task < tasks; task += shape_.threads) {
       const int l = quotient(task, shape_.packed_rows), row = task - l * shape_.packed_rows;
-      if (row > 0) draw_row(stream, weight, row, l);
+      if (row > 0) draw_row(shape_, shared_.pairs[row], stream, weight, l, frequencies(row));
     }
     __syncthreads();
     inverse_rows(false);
@@ -68,8 +118,8 @@ class PlaneTransform {
   }
 
   // Row transforms, the weight, and with `filter` the inverse row transforms.
-  template <bool measure, WeightMap map>
-  __device__ __forceinline__ Point weigh_rows(const Weight<map>& weight, bool filter) {
+  template <bool measure>
+  __device__ __forceinline__ Point weigh_rows(const WeightTable& weight, bool filter) {
     Point sum{0, 0};
     separate_odd_width();
     shape_.rows.template forward<true>([&]<int R>(int, auto stage) {
@@ -91,14 +141,16 @@ class PlaneTransform {
         for (int m = 0; m < R; ++m) {
           const int l = l0 + m * step;  // l0 < step = width / R
           const bool mirrored = R % 2 == 0 ? m >= R / 2 : 2 * l > width();
-          v[m] = weigh<measure>(v[m], weight(pair, height(), l, mirrored), 2, sum);
+          v[m] = weigh<measure>(v[m], weight(pair, l, mirrored), 2, sum);
         }
         Butterfly<R, true, float, float>::run(v);
         join_butterfly<R>(stage, row, v);
       });
     });
     __syncthreads();
-    weigh_packed_row<measure>(weight, sum);
+    for (int l = start_; l < shape_.orbits; l += shape_.threads) {
+      weigh_packed_row<measure>(shape_, shared_.pairs[0], weight, l, frequencies(0), sum);
+    }
     if (!filter) return sum;
     __syncthreads();
     inverse_rows(true);
@@ -210,45 +262,9 @@ class PlaneTransform {
 
   // ---- the spectrum -------------------------------------------------------------------------------------------------
 
-  // The first packed row holds the spectra of rows 0 and H / 2, each of a real row.
-  template <bool measure, WeightMap map>
-  __device__ __forceinline__ void weigh_packed_row(const Weight<map>& weight, Point& sum) {
-    for (int l = start_; l < shape_.orbits; l += shape_.threads) {
-      float w_top, w_bottom;
-      weight.of_packed_row(shared_.pairs[0], height(), l, w_top, w_bottom);
-      Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
-      weigh_packed<measure>(here, mirror, w_top, w_bottom, height() % 2, sum);
-    }
-  }
-
-  __device__ __forceinline__ void draw_row(const Stream& stream, const Weight<WeightMap::value>& weight, int row,
-                                           int l) {
-    const RowPair pair = shared_.pairs[row];
-    const bool own_negative = l == 0 || 2 * l == width(), upper = 2 * pair.k > height();
-    Point first, second;
-    stream.draw((upper ? height() - pair.k : pair.k) * shape_.orbits + l, first, second);
-    if (own_negative) second = first;
-    // of F(k', l) and F(k', -l), those of the pair's k: F(-k', l) = conj F(k', -l)
-    const Point here = upper ? Point{second.re, -second.im} : first;
-    const Point mirror = upper ? Point{first.re, -first.im} : second;
-    // everything is read before anything is written: the compiler cannot tell tables from points
-    const int l_mirror = own_negative ? l : width() - l;
-    Point *to_here = at(row, shared_.row_position[l]), *to_mirror = at(row, shared_.row_position[l_mirror]);
-    const float w_here = weight(pair, height(), l, false);
-    const float w_mirror = weight(pair, height(), l_mirror, !own_negative);
-    if (!own_negative) *to_mirror = mirror * w_mirror;
-    *to_here = here * w_here;
-  }
-
-  __device__ __forceinline__ void draw_packed_row(const Stream& stream, const Weight<WeightMap::value>& weight, int l) {
-    const bool real = l == 0 || 2 * l == width();
-    float w_top, w_bottom;
-    weight.of_packed_row(shared_.pairs[0], height(), l, w_top, w_bottom);
-    Point top, bottom{0, 0}, unused;
-    stream.draw(l, top, unused);
-    if (height() % 2 == 0) stream.draw(height() / 2 * shape_.orbits + l, bottom, unused);
-    Point *here = at(0, shared_.row_position[l]), *mirror = at(0, shared_.row_position[l > 0 ? width() - l : 0]);
-    pack_drawn(here, mirror, top, bottom, real, w_top, w_bottom);
+  // Where frequency l of a packed row lies.
+  __device__ __forceinline__ auto frequencies(int row) const {
+    return [this, row](int l) { return at(row, shared_.row_position[l]); };
   }
 
   const Shape& shape_;

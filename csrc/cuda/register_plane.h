@@ -40,8 +40,8 @@ class RegisterTransform {
   // The transform of what read(h, j, step, v) gives, v[m]: the packed points of rows h + m step, column j; and the weight.
   // With `measure`, returns this thread's part of (sum of weight |F|^2 over the full plane's bins, bins with w > 0).
   // Before the weight all packed rows but the first hold twice their values.
-  template <bool measure, WeightMap map, class Read>
-  __device__ __forceinline__ Point forward(Read&& read, const Weight<map>& weight, bool) {
+  template <bool measure, class Read>
+  __device__ __forceinline__ Point forward(Read&& read, const WeightTable& weight, bool) {
     SAGD_UNROLL
     for (int axis = 0; axis < 2; ++axis) {
       if (active_) {
@@ -63,7 +63,7 @@ class RegisterTransform {
   }
 
   // The spectrum of weighted noise, drawn where it is used. Row length / 2, which joins row 0, is drawn by all threads.
-  __device__ __forceinline__ void draw(const Stream& stream, const Weight<WeightMap::value>& weight) {
+  __device__ __forceinline__ void draw(const Stream& stream, const WeightTable& weight) {
     const float* bottom = weight.packed_row(length / 2);
     const auto for_bottom = [&](auto&& take) SAGD_INLINE_LAMBDA {
       for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {
@@ -206,8 +206,8 @@ class RegisterTransform {
 
   // The spectrum in v times the weight. The first packed row holds two spectra, whose mirrored frequencies it takes to
   // tell them apart: a thread that has them all does so, else all threads do.
-  template <bool measure, WeightMap map>
-  __device__ __forceinline__ Point weigh_row(const Weight<map>& weight) {
+  template <bool measure>
+  __device__ __forceinline__ Point weigh_row(const WeightTable& weight) {
     Point sum{0, 0};
     const float *top = weight.packed_row(0), *bottom = weight.packed_row(length / 2);
     if constexpr (lanes == 1) {

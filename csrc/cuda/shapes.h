@@ -15,13 +15,24 @@
 namespace sagd::cuda {
 
 // Squares that diffusion models use most: every stride and loop is a constant.
-//                            threads a plane, blocks a multiprocessor (which bounds registers), columns, rows
+//   FixedShape:     threads a plane, blocks a multiprocessor (which bounds registers), columns, rows
+//   RegisterSquare: length, lanes a line, threads of a block, blocks a multiprocessor
 using Square16 = RegisterSquare<16, 1, 128, 5>;
+using Square24 = FixedShape<24, 4, FixedAxis<4, 6>, FixedAxis<6, 4>>;
 using Square28 = RegisterSquare<28, 1, 128, 3>;
 using Square32 = RegisterSquare<32, 1, 128, 3>;
-using Square64 = RegisterSquare<64, 2, 128, 4>;
-using Square96 = FixedShape<192, 3, FixedAxis<12, 8>, FixedAxis<12, 8>>;
-using Square128 = FixedShape<256, 2, FixedAxis<16, 8>, FixedAxis<16, 8>>;
+using Square40 = FixedShape<96, 4, FixedAxis<5, 8>, FixedAxis<8, 5>>;
+using Square48 = FixedShape<96, 4, FixedAxis<6, 8>, FixedAxis<8, 6>>;
+using Square56 = FixedShape<128, 4, FixedAxis<7, 8>, FixedAxis<8, 7>>;
+using Square64 = FixedShape<256, 4, FixedAxis<8, 8>, FixedAxis<8, 8>>;
+using Noise64 = RegisterSquare<64, 2, 128, 4>;
+using Square80 = FixedShape<208, 4, FixedAxis<8, 10>, FixedAxis<10, 8>>;
+using Square96 = FixedShape<384, 3, FixedAxis<8, 12>, FixedAxis<12, 8>>;
+using Square112 = FixedShape<448, 2, FixedAxis<8, 14>, FixedAxis<14, 8>>;
+using Square128 = FixedShape<256, 3, FixedAxis<8, 16>, FixedAxis<16, 8>>;
+using Square160 = FixedShape<448, 2, FixedAxis<10, 16>, FixedAxis<16, 10>>;
+using Square192 = FixedShape<768, 1, FixedAxis<12, 16>, FixedAxis<16, 12>>;
+using Square224 = FixedShape<896, 1, FixedAxis<14, 16>, FixedAxis<16, 14>>;
 
 // The cheapest stages for a length of factors 2, 3, 5 and 7: by arithmetic, and a pass through shared memory for each.
 // Empty for other lengths.
@@ -29,7 +40,7 @@ inline std::vector<int> factorize(int length, int largest = radices[0]) {
   if (length == 1) return {};
   const auto cost = [](const std::vector<int>& stages) {
     double sum = stages.empty() ? std::numeric_limits<double>::infinity() : 0;
-    for (int radix : stages) sum += 10 + (radix == 16 ? 10 : radix == 8 ? 6.75 : radix > 5 ? 8 : radix);
+    for (int radix : stages) sum += 10 + (radix == 16 ? 10 : radix == 14 ? 10 : radix == 8 ? 6.75 : radix > 5 ? 8 : radix);
     return sum;
   };
   std::vector<int> best;
@@ -69,22 +80,32 @@ inline std::optional<AnyShape> any_shape(int64_t height, int64_t width) {
   if (!columns || !rows) return {};
   AnyShape shape{*columns, *rows, Count(int(width + 1) / 2), Count(int(height + 1) / 2), Count(int(width) / 2 + 1), 1};
   const int tasks = int(height * width + 15) / 16;  // 16 pixels at a time keep a thread busy
+  const int planes = height * width <= 3 << 12 ? 3 : height * width <= 9 << 11 ? 2 : 1;  // that an H100's memory takes
   shape.threads = tasks < 32 ? int(std::bit_ceil(unsigned(tasks)))
-                             : std::min((tasks + 31) / 32 * 32, AnyShape::max_threads);
+                             : std::min((tasks + 31) / 32, AnyShape::max_threads / planes / 32) * 32;
   return shape;
 }
 
-// Calls f with the shape of a plane, and returns whether there is one.
-template <class F>
+// Calls f with the shape of a plane, for what draws noise or for the rest, and returns whether there is one.
+template <bool draws = false, class F>
 bool with_shape(int64_t height, int64_t width, F&& f) {
   if (height == width) {
     switch (height) {
       case 16: return f(Square16{}), true;
+      case 24: return f(Square24{}), true;
       case 28: return f(Square28{}), true;
       case 32: return f(Square32{}), true;
-      case 64: return f(Square64{}), true;
+      case 40: return f(Square40{}), true;
+      case 48: return f(Square48{}), true;
+      case 56: return f(Square56{}), true;
+      case 64: return f(std::conditional_t<draws, Noise64, Square64>{}), true;
+      case 80: return f(Square80{}), true;
       case 96: return f(Square96{}), true;
+      case 112: return f(Square112{}), true;
       case 128: return f(Square128{}), true;
+      case 160: return f(Square160{}), true;
+      case 192: return f(Square192{}), true;
+      case 224: return f(Square224{}), true;
     }
   }
   const auto shape = any_shape(height, width);
@@ -102,6 +123,35 @@ size_t shared_bytes(const Shape& shape, int planes_per_block, int tables, bool m
 template <class Shape>
 int fewest_planes(const Shape& shape) {
   return Shape::in_registers ? std::max(32 / shape.threads, 1) : 1;
+}
+
+// Whether a block's shared memory, so many bytes, has room for the weight beside a plane, with what the loss needs.
+template <class Shape>
+bool stages_weight(const Shape& shape, size_t limit) {
+  return Shape::always_staged || (!Shape::never_staged && shared_bytes(shape, 1, 1, true) <= limit);
+}
+
+// Numbers the weights of a batch, of which planes share some; returns how many there are.
+inline int64_t number_weights(const BatchIndex& weights, BatchIndex& number) {
+  int64_t count = 1;
+  number = weights;
+  for (int d = weights.dims - 1; d >= 0; --d) {
+    if (weights.stride[d] == 0) continue;
+    number.stride[d] = count;
+    count *= weights.size[d];
+  }
+  return count;
+}
+
+// Bytes of device memory for the weight tables of a job whose planes fit a block.
+inline int64_t table_bytes(const Job& job, size_t limit) {
+  int64_t bytes = 0;
+  BatchIndex number;
+  with_shape(job.height, job.width, [&](const auto& shape) {
+    if (stages_weight(shape, limit)) return;
+    bytes = number_weights(job.weight.batch, number) * shape.columns.length * shape.orbits * int64_t(sizeof(float));
+  });
+  return bytes;
 }
 
 // Whether a block's shared memory, so many bytes, holds a plane: what the loss needs fits every operator.

@@ -6,7 +6,7 @@ constexpr int mean_threads = 256;
 
 void whitened_mse(const Job& job, void* workspace, void* stream) {
   with_kernel(job, workspace, stream, [&]<class S, class Shape>(const Shape& shape) {
-    launch(&kernel::whitened_mse<S, Shape>, job, shape, true, stream);
+    launch(&kernel::whitened_mse<S, Shape>, job, shape, true, workspace, stream);
   });
 }
 

@@ -192,6 +192,8 @@ struct Butterfly<10, inverse, T, V> : GoodButterfly<5, 2, inverse, T, V> {};
 template <bool inverse, class T, class V>
 struct Butterfly<12, inverse, T, V> : GoodButterfly<3, 4, inverse, T, V> {};
 template <bool inverse, class T, class V>
+struct Butterfly<14, inverse, T, V> : GoodButterfly<7, 2, inverse, T, V> {};
+template <bool inverse, class T, class V>
 struct Butterfly<28, inverse, T, V> : GoodButterfly<7, 4, inverse, T, V> {};
 
 }  // namespace sagd

@@ -83,6 +83,7 @@ struct Parameters {
       note(job.input.data), note(job.target.data), note(job.weight.data), note(job.scale.data);
       note(job.signal_scale.data), note(job.keys), note(job.output), note(job.noise), note(job.plane_loss);
       if constexpr (requires { value.workspace; }) note(value.workspace);
+      if constexpr (requires { value.ordered; }) note(value.ordered);
     }
   }
 };

@@ -47,9 +47,9 @@ template <class Shape>
 void run(const Shape& shape, bool one_weight, int most_planes = planes) {
   Operands operands(shape.columns.length, shape.rows.length, one_weight);
   operands.job.planes = std::min(planes, most_planes);
-  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, nullptr);
-  launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, nullptr);
-  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, nullptr);
+  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, nullptr, nullptr);
+  launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, nullptr, nullptr);
+  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, nullptr, nullptr);
 }
 
 void run_mean() {

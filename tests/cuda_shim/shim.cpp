@@ -64,7 +64,7 @@ unsigned round, generation;  // barriers of the block, and of all warps
 int resident_here(const char*, int threads, size_t shared_bytes) {
   constexpr int warps_per_multiprocessor = 16;
   const int by_memory = int(shared_capacity / (shared_bytes + 1024)), warps = (threads + 31) / 32;
-  return std::min(by_memory, warps_per_multiprocessor / warps);
+  return std::min(by_memory, std::max(warps_per_multiprocessor / warps, 1));
 }
 
 constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, nullptr};
