@@ -15,10 +15,12 @@ from torch import Tensor
 
 from ..spectral import whitening
 from . import triton_kernels as kernels
+from . import triton_small as small
 from . import triton_tiles as tiles
 
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}  # Triton's defaults for these change with its version
 
+WHOLE = 32  # the largest height or width of a plane that is filtered without being folded
 LARGEST = 128  # the largest height or width of a plane that one program takes
 LARGEST_IN_TILES = 512
 L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
@@ -144,6 +146,16 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
     p, passes = plan(height, width), _passes(input.dtype if target is None else torch.float32)
     if isinstance(p, TilesPlan):
         return _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight)
+    if max(height, width) <= WHOLE:
+        rows, columns = (_hartley_basis(n, max(16, triton.next_power_of_2(n)), input.device) for n in (height, width))
+        per_program = _planes_of_program(axes, input.device)
+        small.whole_filter_kernel[triton.cdiv(axes[0], per_program), *axes[1:]](
+            output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
+            scale, strides["scale"], weight, strides["weight"], columns, rows, axes[0], per_program,
+            H=height, W=width, MH=rows.shape[-1], MW=columns.shape[-1], SHARED=strides["weight"][0] == 0,
+            PASSES=passes, num_warps=1, **OPTIONS,
+        )  # fmt: skip
+        return
     rows, columns = _basis(height, p.MH, input.device), _basis(width, p.MW, input.device)
     kernels.filter_kernel[axes](
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
@@ -209,6 +221,17 @@ def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     exact = torch.stack([exact, exact.mT])
     high = exact.half()
     return torch.stack([high, (exact - high).half()], dim=2).contiguous()
+
+
+@functools.lru_cache(maxsize=64)
+def _hartley_basis(length: int, slots: int, device: torch.device) -> Tensor:
+    """cas(2 pi k m / length) as the sum of two float16: [high or low part, slots, slots]."""
+    k = torch.arange(length, device=device)
+    angle = (2 * torch.pi / length) * (k[:, None] * k % length).double()
+    exact = torch.zeros(slots, slots, device=device, dtype=torch.float64)
+    exact[:length, :length] = angle.cos() + angle.sin()
+    high = exact.half()
+    return torch.stack([high, (exact - high).half()])
 
 
 # ---- launches for larger planes --------------------------------------------------------------------------------------
@@ -280,6 +303,16 @@ def _inverse_in_tiles(
 def _warps(values: int) -> int:
     """For a tile of so many values, of two products: 64 registers of a thread hold its sums."""
     return max(1, values // 1024)
+
+
+def _planes_of_program(axes, device: torch.device) -> int:
+    """How many planes, one after another, while there are enough programs to fill a GPU."""
+    return min(8, max(1, math.prod(axes) // (16 * _multiprocessors(device))))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 108
 
 
 def _l2_bytes(device: torch.device) -> int:
