@@ -192,10 +192,10 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         return _noise_in_tiles(
             axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight
         )  # fmt: skip
-    rows, columns = _basis(height, p.MH, weight.device), _basis(width, p.MW, weight.device)
+    rows, columns = _basis(height, p.MH, weight.device), _whole_basis(width, p.MW, weight.device)
     kernels.noise_kernel[axes](
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
-        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns[0], rows[1],
+        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns, rows[0],
         H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
     )  # fmt: skip
 
@@ -209,18 +209,33 @@ def _passes(dtype: torch.dtype) -> int:
 def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     """An axis's cosines and sines, each the sum of two float16: [frequency x sample or its transpose, cosine or sine,
     high or low part, slots, slots]."""
+    exact = _cosines_and_sines(length, slots, slots, device)
+    return _in_halves(torch.stack([exact, exact.mT]))
+
+
+@functools.lru_cache(maxsize=64)
+def _whole_basis(length: int, slots: int, device: torch.device) -> Tensor:
+    """The same at twice as many samples, which are all: [cosine or sine, high or low part, 2 slots, slots]."""
+    return _in_halves(_cosines_and_sines(length, slots, 2 * slots, device).mT)
+
+
+def _cosines_and_sines(length: int, slots: int, samples: int, device: torch.device) -> Tensor:
+    """Those of frequencies in slots at the first samples of an axis: float64 [cosine or sine, slots, samples]."""
     k = torch.arange(slots, device=device, dtype=torch.float64)[:, None]
-    m = torch.arange(slots, device=device, dtype=torch.float64)[None, :]
-    inside = 2 * m < length
+    m = torch.arange(samples, device=device, dtype=torch.float64)[None, :]
+    inside = m < (length if samples > slots else length / 2)
     angle = (2 * torch.pi / length) * k * (m + 0.5)
     cosine = torch.where(inside & (2 * k < length), angle.cos(), 0)
     sine = torch.where(inside & (2 * k <= length), angle.sin(), 0)
     if length % 32 == 0:  # Nyquist's sine goes to slot 0
         sine[0], sine[length // 2 :] = torch.where(inside[0], 1 - 2 * (m[0] % 2), 0), 0
-    exact = torch.stack([cosine, sine])
-    exact = torch.stack([exact, exact.mT])
-    high = exact.half()
-    return torch.stack([high, (exact - high).half()], dim=2).contiguous()
+    return torch.stack([cosine, sine])
+
+
+def _in_halves(matrices: Tensor) -> Tensor:
+    """Matrices [..., rows, columns] as sums of two float16: [..., high or low part, rows, columns]."""
+    high = matrices.half()
+    return torch.stack([high, (matrices - high).half()], dim=-3)
 
 
 @functools.lru_cache(maxsize=64)
@@ -230,8 +245,7 @@ def _hartley_basis(length: int, slots: int, device: torch.device) -> Tensor:
     angle = (2 * torch.pi / length) * (k[:, None] * k % length).double()
     exact = torch.zeros(slots, slots, device=device, dtype=torch.float64)
     exact[:length, :length] = angle.cos() + angle.sin()
-    high = exact.half()
-    return torch.stack([high, (exact - high).half()])
+    return _in_halves(exact)
 
 
 # ---- launches for larger planes --------------------------------------------------------------------------------------

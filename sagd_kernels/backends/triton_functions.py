@@ -214,13 +214,13 @@ def inverse_power_of_two(scale):
 
 
 @triton.jit
-def load_basis(matrix, rows, columns, M: tl.constexpr, PASSES: tl.constexpr):
-    """The high and low parts of a matrix of triton.py's `_basis`."""
-    high = tl.load(matrix + rows * M + columns)
+def load_basis(matrix, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PASSES: tl.constexpr):
+    """The high and low parts of a matrix of ROWS x COLUMNS, one after the other in memory."""
+    high = tl.load(matrix + rows * COLUMNS + columns)
     if PASSES == 1:
         return high, high
     else:
-        return high, tl.load(matrix + M * M + rows * M + columns)
+        return high, tl.load(matrix + ROWS * COLUMNS + rows * COLUMNS + columns)
 
 
 @triton.jit

@@ -129,6 +129,39 @@ def _store_quadrants(
         tl.store(p11, x11, mask=lower & far)
 
 
+@triton.jit
+def _halves(plane, row_stride, column_stride, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr):
+    """Pointers to the rows of the plane's two halves, each read outside in; and which of them count."""
+    m = tl.arange(0, MH)[:, None]
+    n = tl.arange(0, 2 * MW)[None, :]
+    column = plane + n * column_stride
+    return column + m * row_stride, column + (H - 1 - m) * row_stride, (2 * m < H) & (n < W), (2 * m < H - 1) & (n < W)
+
+
+@triton.jit
+def _load_halves(plane, row_stride, column_stride, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr):
+    top, bottom, upper, lower = _halves(plane, row_stride, column_stride, H, W, MH, MW)
+    if H == 2 * MH and W == 2 * MW:
+        return tl.load(top).to(tl.float32), tl.load(bottom).to(tl.float32)
+    else:
+        return (
+            tl.load(top, mask=upper, other=0.0).to(tl.float32),
+            tl.load(bottom, mask=lower, other=0.0).to(tl.float32),
+        )
+
+
+@triton.jit
+def _store_halves(plane, x_top, x_bottom, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr):
+    """The inverse of _load_halves, to a contiguous plane."""
+    top, bottom, upper, lower = _halves(plane, W, 1, H, W, MH, MW)
+    if H == 2 * MH and W == 2 * MW:
+        tl.store(top, x_top)
+        tl.store(bottom, x_bottom)
+    else:
+        tl.store(top, x_top, mask=upper)
+        tl.store(bottom, x_bottom, mask=lower)
+
+
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
@@ -164,14 +197,9 @@ def noise_kernel(
     stream = plane_stream(key + _plane(key_strides), number, ORBITS)
     weight += _plane(weight_strides)
 
-    m = tl.arange(0, MH)[:, None]
-    k_columns = tl.arange(0, MH)[None, :]
-    cos_high, cos_low = load_basis(rows_basis, m, k_columns, MH, PASSES)
-    sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, m, k_columns, MH, PASSES)
-    even_top = tl.zeros((MH, MW), tl.float32)
-    odd_top = tl.zeros((MH, MW), tl.float32)
-    even_bottom = tl.zeros((MH, MW), tl.float32)
-    odd_bottom = tl.zeros((MH, MW), tl.float32)
+    n = tl.arange(0, 2 * MW)[:, None]
+    cosine_lines = tl.zeros((2 * MW, MH), tl.float32)
+    sine_lines = tl.zeros((2 * MW, MH), tl.float32)
     k = frequencies(0, MH, H)
     row_slot = tl.arange(0, MH)[:, None]
     range_scale = tl.full((), 2.0**126, tl.float32)
@@ -193,10 +221,8 @@ def noise_kernel(
         new_scale = tl.minimum(range_scale, power_of_two(largest, 4))
         if SLOTS > CHUNK and new_scale < range_scale:
             shrink = new_scale * inverse_power_of_two(range_scale)
-            even_top *= shrink
-            odd_top *= shrink
-            even_bottom *= shrink
-            odd_bottom *= shrink
+            cosine_lines *= shrink
+            sine_lines *= shrink
         range_scale = new_scale
 
         a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
@@ -220,42 +246,34 @@ def noise_kernel(
             cs = tl.where(column_slot == 0, -column_b[:, None], cs)
             ss = tl.where(column_slot == 0, -column_a[:, None], ss)
 
-        n = tl.arange(0, MW)[None, :]
-        column_slot = first + tl.arange(0, CHUNK)[:, None]
-        c_high, c_low = load_basis(columns_basis, column_slot, n, MW, PASSES)
-        s_high, s_low = load_basis(columns_basis + 2 * MW * MW, column_slot, n, MW, PASSES)
-        cc = left_dot(cos_high, cos_low, cc, PASSES)
-        sc = left_dot(sin_high, sin_low, sc, PASSES)
-        even_top = right_dot(cc + sc, c_high, c_low, even_top, PASSES)
-        even_bottom = right_dot(cc - sc, c_high, c_low, even_bottom, PASSES)
-        cs = left_dot(cos_high, cos_low, cs, PASSES)
-        ss = left_dot(sin_high, sin_low, ss, PASSES)
-        odd_top = right_dot(cs + ss, s_high, s_low, odd_top, PASSES)
-        odd_bottom = right_dot(cs - ss, s_high, s_low, odd_bottom, PASSES)
+        column_slot = first + tl.arange(0, CHUNK)[None, :]
+        high, low = load_basis(columns_basis, n, column_slot, 2 * MW, MW, PASSES)
+        cosine_lines += left_dot(high, low, tl.trans(cc), PASSES)
+        sine_lines += left_dot(high, low, tl.trans(sc), PASSES)
+        high, low = load_basis(columns_basis + 4 * MW * MW, n, column_slot, 2 * MW, MW, PASSES)
+        cosine_lines += left_dot(high, low, tl.trans(cs), PASSES)
+        sine_lines += left_dot(high, low, tl.trans(ss), PASSES)
 
     norm = inverse_power_of_two(range_scale) * (2.0 / (H * W)) ** 0.5
-    plane = _plane(output_strides) * (H * W)
     if input is None:
         norm *= scale_of(scale, _plane(scale_strides))
-    even_top *= norm
-    odd_top *= norm
-    even_bottom *= norm
-    odd_bottom *= norm
-    x00 = even_top + odd_top
-    x01 = even_top - odd_top
-    x10 = even_bottom + odd_bottom
-    x11 = even_bottom - odd_bottom
-    _store_quadrants(output + plane, 0, x00, x01, x10, x11, H, W, MH, MW)
+    k = tl.arange(0, MH)[:, None]
+    m = tl.arange(0, MH)[None, :]
+    zero = tl.zeros((2 * MW, MH), tl.float32)
+    high, low = load_basis(rows_basis, k, m, MH, MH, PASSES)
+    even = right_dot(cosine_lines, high, low, zero, PASSES) * norm
+    high, low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, MH, PASSES)
+    odd = right_dot(sine_lines, high, low, zero, PASSES) * norm
+    top = tl.trans(even + odd)
+    bottom = tl.trans(even - odd)
+    plane = _plane(output_strides) * (H * W)
+    _store_halves(output + plane, top, bottom, H, W, MH, MW)
     if input is not None:
         signal, noise = scale_of(signal_scale, _plane(signal_strides)), scale_of(scale, _plane(scale_strides))
-        i00, i01, i10, i11 = _load_quadrants(
-            input + _plane(input_strides), input_strides[3], input_strides[4], 0, H, W, MH, MW
-        )
-        i00 = signal * i00 + noise * x00
-        i01 = signal * i01 + noise * x01
-        i10 = signal * i10 + noise * x10
-        i11 = signal * i11 + noise * x11
-        _store_quadrants(noisy + plane, 0, i00, i01, i10, i11, H, W, MH, MW)
+        x_top, x_bottom = _load_halves(
+            input + _plane(input_strides), input_strides[3], input_strides[4], H, W, MH, MW
+        )  # fmt: skip
+        _store_halves(noisy + plane, signal * x_top + noise * top, signal * x_bottom + noise * bottom, H, W, MH, MW)
 
 
 # ---- filter ----------------------------------------------------------------------------------------------------------
@@ -310,8 +328,8 @@ def filter_kernel(
     k = tl.arange(0, MH)[:, None]
     l = tl.arange(0, MW)[None, :]
     m = tl.arange(0, MH)[None, :]
-    cos_high, cos_low = load_basis(rows_basis, k, m, MH, PASSES)
-    sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, PASSES)
+    cos_high, cos_low = load_basis(rows_basis, k, m, MH, MH, PASSES)
+    sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, MH, PASSES)
     cc = tl.zeros((MH, MW), tl.float32)
     cs = tl.zeros((MH, MW), tl.float32)
     sc = tl.zeros((MH, MW), tl.float32)
@@ -323,8 +341,8 @@ def filter_kernel(
         x01 *= scale_in
         x10 *= scale_in
         x11 *= scale_in
-        c_high, c_low = load_basis(columns_transposed, n[:, None], l, MW, PASSES)
-        s_high, s_low = load_basis(columns_transposed + 2 * MW * MW, n[:, None], l, MW, PASSES)
+        c_high, c_low = load_basis(columns_transposed, n[:, None], l, MW, MW, PASSES)
+        s_high, s_low = load_basis(columns_transposed + 2 * MW * MW, n[:, None], l, MW, MW, PASSES)
         cc = right_dot(left_dot(cos_high, cos_low, (x00 + x01) + (x10 + x11), PASSES), c_high, c_low, cc, PASSES)
         cs = right_dot(left_dot(cos_high, cos_low, (x00 - x01) + (x10 - x11), PASSES), s_high, s_low, cs, PASSES)
         sc = right_dot(left_dot(sin_high, sin_low, (x00 + x01) - (x10 + x11), PASSES), c_high, c_low, sc, PASSES)
@@ -381,14 +399,14 @@ def filter_kernel(
         y_sc *= scale_out
         y_ss *= scale_out
         sample = tl.arange(0, MH)[:, None]
-        cos_high, cos_low = load_basis(rows_transposed, sample, m, MH, PASSES)
-        sin_high, sin_low = load_basis(rows_transposed + 2 * MH * MH, sample, m, MH, PASSES)
+        cos_high, cos_low = load_basis(rows_transposed, sample, m, MH, MH, PASSES)
+        sin_high, sin_low = load_basis(rows_transposed + 2 * MH * MH, sample, m, MH, MH, PASSES)
         zero = tl.zeros((MH, CHUNK), tl.float32)
         for first in range(0, COLUMNS, CHUNK):
             n = first + tl.arange(0, CHUNK)
             frequency = tl.arange(0, MW)[:, None]
-            c_high, c_low = load_basis(columns_basis, frequency, n[None, :], MW, PASSES)
-            s_high, s_low = load_basis(columns_basis + 2 * MW * MW, frequency, n[None, :], MW, PASSES)
+            c_high, c_low = load_basis(columns_basis, frequency, n[None, :], MW, MW, PASSES)
+            s_high, s_low = load_basis(columns_basis + 2 * MW * MW, frequency, n[None, :], MW, MW, PASSES)
             z_c = right_dot(y_cc, c_high, c_low, zero, PASSES)
             z_s = right_dot(y_cs, s_high, s_low, zero, PASSES)
             even_left = factor * left_dot(cos_high, cos_low, z_c + z_s, PASSES)

@@ -113,8 +113,8 @@ def whole_filter_kernel(
     WHITEN: tl.constexpr = target is not None
     m = tl.arange(0, MH)[:, None]
     n = tl.arange(0, MW)[None, :]
-    columns_high, columns_low = load_basis(columns_basis, tl.arange(0, MW)[:, None], n, MW, PASSES)
-    rows_high, rows_low = load_basis(rows_basis, m, tl.arange(0, MH)[None, :], MH, PASSES)
+    columns_high, columns_low = load_basis(columns_basis, tl.arange(0, MW)[:, None], n, MW, MW, PASSES)
+    rows_high, rows_low = load_basis(rows_basis, m, tl.arange(0, MH)[None, :], MH, MH, PASSES)
     k = tl.arange(0, MH)[None, :]
     l = tl.arange(0, MW)[:, None]
     first = tl.program_id(0) * planes_of_program
@@ -133,8 +133,8 @@ def whole_filter_kernel(
         if mixed:
             minus_l = _mirrored(tl.arange(0, MW), W)[:, None]
             minus_k = _mirrored(tl.arange(0, MH), H)[:, None]
-            mirrored_high, mirrored_low = load_basis(columns_basis, minus_l, n, MW, PASSES)
-            high, low = load_basis(rows_basis, minus_k, tl.arange(0, MH)[None, :], MH, PASSES)
+            mirrored_high, mirrored_low = load_basis(columns_basis, minus_l, n, MW, MW, PASSES)
+            high, low = load_basis(rows_basis, minus_k, tl.arange(0, MH)[None, :], MH, MH, PASSES)
             y -= v * _coefficients(x * scale_in, mirrored_high, mirrored_low, high, low, PASSES)
 
         unscale = inverse_power_of_two(scale_in)
