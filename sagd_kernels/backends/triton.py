@@ -28,10 +28,12 @@ ORBITS_OF_PROGRAM = 256  # frequencies of a larger plane that a program draws
 
 
 class Plan(NamedTuple):
-    """How planes that one program takes are computed: slots of the axes' half bases, columns at a time, warps."""
+    """How planes that one program takes are computed: slots of the axes' half bases, samples of a row, rows (filter) or
+    column frequencies (noise) at a time, warps."""
 
     MH: int
     MW: int
+    NW: int
     CHUNK: int
     num_warps: int
 
@@ -54,7 +56,9 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
         (MH, TH), (MW, TW) = (_in_tiles(n // 2 + (n % 32 != 0)) for n in (height, width))
         return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
-    return Plan(rows, columns, 32 if columns == 32 else 16, num_warps=min(4, max(1, rows * columns // 512)))
+    samples = max(16, triton.next_power_of_2(width))
+    chunk = 16
+    return Plan(rows, columns, samples, chunk, num_warps=min(4, max(1, rows * columns // 512)))
 
 
 def _in_tiles(length: int) -> tuple[int, int]:
@@ -84,7 +88,7 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
         return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
-    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} columns at a time, {p.num_warps} warps; {products}"
+    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} lines at a time, {p.num_warps} warps; {products}"
 
 
 # ---- the operators ---------------------------------------------------------------------------------------------------
@@ -153,14 +157,15 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
             output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
             scale, strides["scale"], weight, strides["weight"], columns, rows, axes[0], per_program,
             H=height, W=width, MH=rows.shape[-1], MW=columns.shape[-1], SHARED=strides["weight"][0] == 0,
-            PASSES=passes, num_warps=1, **OPTIONS,
+            DENSE=_dense_rows(input, target), PASSES=passes, num_warps=1, **OPTIONS,
         )  # fmt: skip
         return
-    rows, columns = _basis(height, p.MH, input.device), _basis(width, p.MW, input.device)
+    rows, columns = _basis(height, p.MH, input.device), _whole_basis(width, p.MW, p.NW, input.device)
     kernels.filter_kernel[axes](
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
-        scale, strides["scale"], weight, strides["weight"], columns[0], columns[1], rows[0], rows[1],
-        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
+        scale, strides["scale"], weight, strides["weight"], columns, rows[1],
+        H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input, target), PASSES=passes,
+        num_warps=p.num_warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -192,11 +197,12 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         return _noise_in_tiles(
             axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight
         )  # fmt: skip
-    rows, columns = _basis(height, p.MH, weight.device), _whole_basis(width, p.MW, weight.device)
+    rows, columns = _basis(height, p.MH, weight.device), _whole_basis(width, p.MW, p.NW, weight.device)
     kernels.noise_kernel[axes](
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
         key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns, rows[0],
-        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
+        H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input), PASSES=passes,
+        num_warps=p.num_warps, **OPTIONS,
     )  # fmt: skip
 
 
@@ -210,20 +216,21 @@ def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     """An axis's cosines and sines, each the sum of two float16: [frequency x sample or its transpose, cosine or sine,
     high or low part, slots, slots]."""
     exact = _cosines_and_sines(length, slots, slots, device)
+    exact[:, :, (length + 1) // 2 :] = 0
     return _in_halves(torch.stack([exact, exact.mT]))
 
 
 @functools.lru_cache(maxsize=64)
-def _whole_basis(length: int, slots: int, device: torch.device) -> Tensor:
-    """The same at twice as many samples, which are all: [cosine or sine, high or low part, 2 slots, slots]."""
-    return _in_halves(_cosines_and_sines(length, slots, 2 * slots, device).mT)
+def _whole_basis(length: int, slots: int, samples: int, device: torch.device) -> Tensor:
+    """The same at all samples: [cosine or sine, high or low part, slots, samples]."""
+    return _in_halves(_cosines_and_sines(length, slots, samples, device))
 
 
 def _cosines_and_sines(length: int, slots: int, samples: int, device: torch.device) -> Tensor:
     """Those of frequencies in slots at the first samples of an axis: float64 [cosine or sine, slots, samples]."""
     k = torch.arange(slots, device=device, dtype=torch.float64)[:, None]
     m = torch.arange(samples, device=device, dtype=torch.float64)[None, :]
-    inside = m < (length if samples > slots else length / 2)
+    inside = m < length
     angle = (2 * torch.pi / length) * k * (m + 0.5)
     cosine = torch.where(inside & (2 * k < length), angle.cos(), 0)
     sine = torch.where(inside & (2 * k <= length), angle.sin(), 0)
@@ -360,6 +367,11 @@ def _addressable(planes: Tensor | None) -> Tensor | None:
         return None
     reach = sum((n - 1) * s for n, s in zip(planes.shape[-2:], planes.stride()[-2:], strict=True))
     return planes if reach < 2**31 else planes.contiguous()
+
+
+def _dense_rows(*planes: Tensor | None) -> bool:
+    """Whether the kernels know the strides within all these planes when they are compiled."""
+    return all(x is None or x.stride()[-2:] == (x.shape[-1], 1) for x in planes)
 
 
 def _dense(weight: Tensor) -> Tensor:

@@ -73,8 +73,13 @@ def _weights(weight, k, l, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.constexp
 
 
 @triton.jit
-def _load(plane, strides, m, n, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr):
-    pointers = plane + m * strides[3] + n * strides[4]
+def _load(
+    plane, strides, m, n, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, DENSE: tl.constexpr
+):  # fmt: skip
+    if DENSE:
+        pointers = plane + (m * W + n)
+    else:
+        pointers = plane + (m * strides[3] + n * strides[4])
     if H == MH and W == MW:
         return tl.load(pointers).to(tl.float32)
     else:
@@ -84,12 +89,12 @@ def _load(plane, strides, m, n, H: tl.constexpr, W: tl.constexpr, MH: tl.constex
 @triton.jit
 def _difference(
     number, input, input_strides, target, target_strides, m, n,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
     """input - target, or input."""
-    x = _load(input + _plane(number, input_strides), input_strides, m, n, H, W, MH, MW)
+    x = _load(input + _plane(number, input_strides), input_strides, m, n, H, W, MH, MW, DENSE)
     if target is not None:
-        x -= _load(target + _plane(number, target_strides), target_strides, m, n, H, W, MH, MW)
+        x -= _load(target + _plane(number, target_strides), target_strides, m, n, H, W, MH, MW, DENSE)
     return x
 
 
@@ -105,7 +110,8 @@ def _coefficients(x, columns_high, columns_low, rows_high, rows_low, PASSES: tl.
 def whole_filter_kernel(
     output, plane_loss, output_strides, input, input_strides, target, target_strides, scale, scale_strides,
     weight, weight_strides, columns_basis, rows_basis, planes, planes_of_program,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, SHARED: tl.constexpr, PASSES: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, SHARED: tl.constexpr,
+    DENSE: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """What triton_kernels.filter_kernel computes, for `planes_of_program` planes along the grid's first axis, which has
     `planes`. SHARED: these have one weight.
@@ -126,7 +132,7 @@ def whole_filter_kernel(
         if not SHARED:
             u, v, kept = _weights(weight + _plane(number, weight_strides), k, l, H, W, WHITEN)
             mixed = tl.max(tl.abs(v)) > 0
-        x = _difference(number, input, input_strides, target, target_strides, m, n, H, W, MH, MW)
+        x = _difference(number, input, input_strides, target, target_strides, m, n, H, W, MH, MW, DENSE)
         scale_in = power_of_two(tl.max(tl.abs(x)), EXPONENT)
         t = _coefficients(x * scale_in, columns_high, columns_low, rows_high, rows_low, PASSES)
         y = u * t
