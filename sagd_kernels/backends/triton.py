@@ -4,8 +4,10 @@ A plane of up to 128 x 128 is one program of triton_kernels.py, one of up to 512
 Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
+import contextlib
 import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,18 +26,20 @@ WHOLE = 32  # the largest height or width of a plane that is filtered without be
 LARGEST = 128  # the largest height or width of a plane that one program takes
 LARGEST_IN_TILES = 512
 L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
+CHUNK = 16  # lines of a plane, or of a step of a longer product, at a time
 ORBITS_OF_PROGRAM = 256  # frequencies of a larger plane that a program draws
 
 
 class Plan(NamedTuple):
-    """How planes that one program takes are computed: slots of the axes' half bases, samples of a row, rows (filter) or
-    column frequencies (noise) at a time, warps."""
+    """How planes that one program takes are computed: slots of the axes' half bases, samples of a row, rows or row
+    frequencies at a time, warps of the filter and of noise."""
 
     MH: int
     MW: int
     NW: int
     CHUNK: int
-    num_warps: int
+    filter_warps: int
+    noise_warps: int
 
 
 class TilesPlan(NamedTuple):
@@ -57,8 +61,8 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
         return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
     samples = max(16, triton.next_power_of_2(width))
-    chunk = 16
-    return Plan(rows, columns, samples, chunk, num_warps=min(4, max(1, rows * columns // 512)))
+    filter_warps, noise_warps = min(4, max(1, rows * columns // 512)), max(1, rows * samples // 1024)
+    return Plan(rows, columns, samples, CHUNK, filter_warps, noise_warps)
 
 
 def _in_tiles(length: int) -> tuple[int, int]:
@@ -88,7 +92,7 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
         return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
-    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} lines at a time, {p.num_warps} warps; {products}"
+    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} lines at a time, {p.filter_warps} warps, or {p.noise_warps} for noise; {products}"
 
 
 # ---- the operators ---------------------------------------------------------------------------------------------------
@@ -153,19 +157,21 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
     if max(height, width) <= WHOLE:
         rows, columns = (_hartley_basis(n, max(16, triton.next_power_of_2(n)), input.device) for n in (height, width))
         per_program = _planes_of_program(axes, input.device)
-        small.whole_filter_kernel[triton.cdiv(axes[0], per_program), *axes[1:]](
+        _launch(
+            small.whole_filter_kernel, (triton.cdiv(axes[0], per_program), *axes[1:]),
             output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
             scale, strides["scale"], weight, strides["weight"], columns, rows, axes[0], per_program,
             H=height, W=width, MH=rows.shape[-1], MW=columns.shape[-1], SHARED=strides["weight"][0] == 0,
-            DENSE=_dense_rows(input, target), PASSES=passes, num_warps=1, **OPTIONS,
+            DENSE=_dense_rows(input, target), PASSES=passes, num_warps=1,
         )  # fmt: skip
         return
     rows, columns = _basis(height, p.MH, input.device), _whole_basis(width, p.MW, p.NW, input.device)
-    kernels.filter_kernel[axes](
+    _launch(
+        kernels.filter_kernel, axes,
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
         scale, strides["scale"], weight, strides["weight"], columns, rows[1],
         H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input, target), PASSES=passes,
-        num_warps=p.num_warps, **OPTIONS,
+        num_warps=p.filter_warps,
     )  # fmt: skip
 
 
@@ -198,12 +204,38 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
             axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight
         )  # fmt: skip
     rows, columns = _basis(height, p.MH, weight.device), _whole_basis(width, p.MW, p.NW, weight.device)
-    kernels.noise_kernel[axes](
+    _launch(
+        kernels.noise_kernel, axes,
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
         key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns, rows[0],
         H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input), PASSES=passes,
-        num_warps=p.num_warps, **OPTIONS,
+        num_warps=p.noise_warps,
     )  # fmt: skip
+
+
+def _launch(kernel, grid, *args, num_warps: int, **constants) -> None:
+    """A launch whose products, should it compile the kernel, become mma.sync on every GPU.
+
+    Of four warps and more Triton would make wgmma of them on compute capability 9.0 and tcgen05 on 10.0, which only
+    this environment prevents. Its wgmma (3.6) reads beyond shared memory where a kernel has several products of small
+    tiles, as ours, and no emulator has run either instruction.
+    """
+    with _environment(DISABLE_MMA_V3="1", DISABLE_MMA_V5="1") if num_warps >= 4 else contextlib.nullcontext():
+        kernel[grid](*args, num_warps=num_warps, **constants, **OPTIONS)
+
+
+@contextlib.contextmanager
+def _environment(**variables: str):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _passes(dtype: torch.dtype) -> int:
@@ -266,7 +298,7 @@ class _Workspace:
         self.rows, self.columns = _basis(height, p.MH, device), _basis(width, p.MW, device)
         self.row_tiles = triton.cdiv(height, p.ROWS) * (p.MW // p.TW)
         self.column_tiles = 2 * (p.MH // p.TH) * (p.MW // p.TW)
-        common = {"H": height, "W": width, "MW": p.MW, "TW": p.TW, "CHUNK": 16, "PASSES": passes, **OPTIONS}
+        common = {"H": height, "W": width, "MW": p.MW, "TW": p.TW, "CHUNK": CHUNK, "PASSES": passes}
         self.by_rows = {**common, "ROWS": p.ROWS, "num_warps": _warps(p.ROWS * p.TW)}
         self.by_columns = {**common, "MH": p.MH, "TH": p.TH, "num_warps": _warps(p.TH * p.TW)}
         lines, spectrum = (2, height, p.MW), (2, 2, p.MH, p.MW)
@@ -282,11 +314,13 @@ def _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target
     spectrum = None if output is None else work.spectrum
     for first in range(0, math.prod(axes), work.planes):
         planes = min(work.planes, math.prod(axes) - first)
-        tiles.rows_forward_kernel[planes, work.row_tiles](
+        _launch(
+            tiles.rows_forward_kernel, (planes, work.row_tiles),
             work.lines, first, axes, input, strides["input"], target, strides["target"], work.columns[1],
             **work.by_rows,
         )  # fmt: skip
-        tiles.columns_forward_kernel[planes, work.column_tiles](
+        _launch(
+            tiles.columns_forward_kernel, (planes, work.column_tiles),
             spectrum, tile_loss, first, axes, strides["output"], work.lines, weight, strides["weight"], work.rows[0],
             **work.by_columns,
         )  # fmt: skip
@@ -302,10 +336,11 @@ def _noise_in_tiles(axes, strides, p, passes, output, noisy, input, signal, scal
     draws = triton.cdiv((height // 2 + 1) * (width // 2 + 1), ORBITS_OF_PROGRAM)
     for first in range(0, math.prod(axes), work.planes):
         planes = min(work.planes, math.prod(axes) - first)
-        tiles.draw_kernel[planes, draws](
+        _launch(
+            tiles.draw_kernel, (planes, draws),
             work.spectrum, first, axes, key, strides["key"], plane_offset, strides["number"],
             weight, strides["weight"],
-            H=height, W=width, MH=p.MH, MW=p.MW, ORBITS=ORBITS_OF_PROGRAM, num_warps=4, **OPTIONS,
+            H=height, W=width, MH=p.MH, MW=p.MW, ORBITS=ORBITS_OF_PROGRAM, num_warps=4,
         )  # fmt: skip
         operands = {"noisy": noisy, "input": input, "signal": signal, "scale": scale}
         _inverse_in_tiles(work, planes, first, axes, strides, output, **operands)
@@ -314,8 +349,10 @@ def _noise_in_tiles(axes, strides, p, passes, output, noisy, input, signal, scal
 def _inverse_in_tiles(
     work, planes, first, axes, strides, output, *, scale, noisy=None, input=None, signal=None
 ) -> None:
-    tiles.columns_inverse_kernel[planes, work.column_tiles](work.lines, work.spectrum, work.rows[1], **work.by_columns)
-    tiles.rows_inverse_kernel[planes, work.row_tiles](
+    grid = planes, work.column_tiles
+    _launch(tiles.columns_inverse_kernel, grid, work.lines, work.spectrum, work.rows[1], **work.by_columns)
+    _launch(
+        tiles.rows_inverse_kernel, (planes, work.row_tiles),
         output, noisy, first, axes, strides["output"], work.lines, input, strides.get("input"), signal,
         strides.get("signal"), scale, strides["scale"], work.columns[0], **work.by_rows,
     )  # fmt: skip

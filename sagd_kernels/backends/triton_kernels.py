@@ -97,8 +97,12 @@ def _store_halves(
 
 
 @triton.jit
-def _largest_weight(plus, minus):
-    return tl.max(tl.maximum(tl.abs(plus), tl.abs(minus)))
+def _largest_weight(weight, COUNT: tl.constexpr):
+    BLOCK: tl.constexpr = 512
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, COUNT, BLOCK):
+        largest = tl.maximum(largest, tl.abs(tl.load(weight + tl.minimum(first + tl.arange(0, BLOCK), COUNT - 1))))
+    return tl.max(largest)
 
 
 @triton.jit
@@ -121,81 +125,71 @@ def noise_kernel(
 ):  # fmt: skip
     """Shaped noise: scale T_w xi to `output`. With an input, T_w xi, and to `noisy` signal_scale input + scale T_w xi.
 
-    CHUNK column frequencies at a time go through the first product and into the sums of the second.
+    CHUNK row frequencies at a time go through the first product and into the sums of the second.
     """
     ORBITS: tl.constexpr = (H // 2 + 1) * (W // 2 + 1)
-    SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
+    K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
+    L_SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
+    TILE: tl.constexpr = min(MW, 32)  # column frequencies at a time: longer sums would lose precision
     number = first_number.to(tl.uint64) + _plane(number_strides).to(tl.uint64)
     stream = plane_stream(key + _plane(key_strides), number, ORBITS)
     weight += _plane(weight_strides)
+    range_scale = power_of_two(_largest_weight(weight, H * (W // 2 + 1)), 4)
 
     n = tl.arange(0, NW)[None, :]
-    cosine_lines = tl.zeros((NW, MH), tl.float32)
-    sine_lines = tl.zeros((NW, MH), tl.float32)
-    k = frequencies(0, MH, H)
-    row_slot = tl.arange(0, MH)[:, None]
-    range_scale = tl.full((), 2.0**126, tl.float32)
-    for first in range(0, SLOTS, CHUNK):
-        l = frequencies(first, CHUNK, W)
-        column_slot = first + tl.arange(0, CHUNK)[None, :]
-        # Nyquist's frequencies that have no slots: a row, and with the first columns a column that ends in the corner.
-        plus, minus = load_weights(weight, k[:, None], l[None, :], H, W)
-        largest = _largest_weight(plus, minus)
-        if H % 32 == 0:
-            row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
-            largest = tl.maximum(largest, tl.max(tl.abs(row)))
-        if W % 32 == 0:
-            column_k = frequencies(0, 2 * MH, H)
-            column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
-            column = 0.5 * column_plus + 0.5 * column_minus
-            largest = tl.maximum(largest, tl.max(tl.abs(column)))
-        # The largest weight so far sets the range of the sums.
-        new_scale = tl.minimum(range_scale, power_of_two(largest, 4))
-        if SLOTS > CHUNK and new_scale < range_scale:
-            shrink = new_scale * inverse_power_of_two(range_scale)
-            cosine_lines *= shrink
-            sine_lines *= shrink
-        range_scale = new_scale
+    half_height = tl.full((1,), H // 2, tl.int32)
+    half_width = tl.full((1,), W // 2, tl.int32)
+    zero = tl.zeros((NW, MH), tl.float32)
+    even = zero
+    odd = zero
+    for first_k in range(0, K_SLOTS, CHUNK):
+        k = frequencies(first_k, CHUNK, H)
+        k_slot = first_k + tl.arange(0, CHUNK)
+        cosine_lines = tl.zeros((NW, CHUNK), tl.float32)
+        sine_lines = tl.zeros((NW, CHUNK), tl.float32)
+        for first_l in range(0, L_SLOTS, TILE):
+            l = frequencies(first_l, TILE, W)
+            l_slot = first_l + tl.arange(0, TILE)
+            plus, minus = load_weights(weight, k[:, None], l[None, :], H, W)
+            a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
+            cc = a + c
+            ss = c - a
+            sc = -b - d
+            cs = d - b
+            # The sines of the Nyquist frequencies, a row and a column, in slot 0.
+            if H % 32 == 0 and first_k == 0:
+                row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
+                row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
+                sc = tl.where(k_slot[:, None] == 0, -row_b[None, :], sc)
+                ss = tl.where(k_slot[:, None] == 0, -row_a[None, :], ss)
+            if W % 32 == 0 and first_l == 0:
+                column_plus, column_minus = load_weights(weight, k, W // 2, H, W)
+                column = 0.5 * column_plus + 0.5 * column_minus
+                column_a, column_b = _line(k, half_width, stream, column, range_scale, H, W)
+                cs = tl.where(l_slot[None, :] == 0, -column_b[:, None], cs)
+                if H % 32 == 0:
+                    corner = tl.load(weight + (half_height * (W // 2 + 1) + W // 2))
+                    corner_a, _ = _line(half_height, half_width, stream, corner, range_scale, H, W)
+                    column_a = tl.where(k_slot == 0, corner_a, column_a)
+                ss = tl.where(l_slot[None, :] == 0, -column_a[:, None], ss)
 
-        a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
-        cc = a + c
-        ss = c - a
-        sc = -b - d
-        cs = d - b
-        # The sines of the Nyquist frequencies in slot 0.
-        if H % 32 == 0:
-            half_height = tl.full((1,), H // 2, tl.int32)
-            row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
-            sc = tl.where(row_slot == 0, -row_b[None, :], sc)
-            ss = tl.where(row_slot == 0, -row_a[None, :], ss)
-        if W % 32 == 0 and first == 0:
-            half_width = tl.full((1,), W // 2, tl.int32)
-            column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
-            column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, MH))))
-            column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, MH))))
-            if H % 32 == 0:
-                column_a = tl.where(tl.arange(0, MH) == 0, corner_a, column_a)
-            cs = tl.where(column_slot == 0, -column_b[:, None], cs)
-            ss = tl.where(column_slot == 0, -column_a[:, None], ss)
-
-        column_slot = first + tl.arange(0, CHUNK)[:, None]
-        high, low = load_basis(columns_basis, column_slot, n, MW, NW, PASSES)
-        cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cc), PASSES)
-        sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(sc), PASSES)
-        high, low = load_basis(columns_basis + 2 * MW * NW, column_slot, n, MW, NW, PASSES)
-        cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cs), PASSES)
-        sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(ss), PASSES)
+            high, low = load_basis(columns_basis, l_slot[:, None], n, MW, NW, PASSES)
+            cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cc), PASSES)
+            sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(sc), PASSES)
+            high, low = load_basis(columns_basis + 2 * MW * NW, l_slot[:, None], n, MW, NW, PASSES)
+            cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cs), PASSES)
+            sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(ss), PASSES)
+        m = tl.arange(0, MH)[None, :]
+        high, low = load_basis(rows_basis, k_slot[:, None], m, MH, MH, PASSES)
+        even += right_dot(cosine_lines, high, low, zero, PASSES)
+        high, low = load_basis(rows_basis + 2 * MH * MH, k_slot[:, None], m, MH, MH, PASSES)
+        odd += right_dot(sine_lines, high, low, zero, PASSES)
 
     norm = inverse_power_of_two(range_scale) * (2.0 / (H * W)) ** 0.5
     if input is None:
         norm *= scale_of(scale, _plane(scale_strides))
-    k = tl.arange(0, MH)[:, None]
-    m = tl.arange(0, MH)[None, :]
-    zero = tl.zeros((NW, MH), tl.float32)
-    high, low = load_basis(rows_basis, k, m, MH, MH, PASSES)
-    even = right_dot(cosine_lines, high, low, zero, PASSES) * norm
-    high, low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, MH, PASSES)
-    odd = right_dot(sine_lines, high, low, zero, PASSES) * norm
+    even *= norm
+    odd *= norm
     top = tl.trans(even + odd)
     bottom = tl.trans(even - odd)
     plane = _plane(output_strides) * (H * W)
