@@ -92,7 +92,10 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
         return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
-    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} lines at a time, {p.filter_warps} warps, or {p.noise_warps} for noise; {products}"
+    warps = f"{p.noise_warps} warps for noise, {p.filter_warps} for the filter"
+    if max(height, width) <= WHOLE:
+        warps = f"{p.noise_warps} for noise; for the filter whole, one warp"
+    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} lines at a time, {warps}; {products}"
 
 
 # ---- the operators ---------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """The filter on planes of up to 32 x 32 as a Triton kernel: a program takes one plane after another, whole.
 
-In the Hartley basis, cas(2 pi k m / N) = cos + sin, which is real, symmetric and its own inverse but for 1/N, a plane of
-H x W has the coefficients T = B_H x B_W. A weight w(k, l) whose parts even and odd in k alone are u and v, w = u + v,
-takes them to u T - v T', T'(k, l) = T(-k, -l): two more products with mirrored bases, which a weight that is even in
-each frequency, as radial weights are, does without. An axis has M >= N slots, a power of two; those beyond are zero.
+In the Hartley basis, cas(2 pi k m / N) = cos + sin, which is real, symmetric and its own inverse but for 1/N, a plane
+of H x W has the coefficients T = B_H x B_W. A weight w(k, l) whose parts even and odd in k alone are u and v takes them
+to u T - v T', T'(k, l) = T(-k, -l): two more products with mirrored bases, which a weight that is even in each
+frequency, as radial weights are, does without. An axis has M >= N slots, a power of two; those beyond are zero.
 
 Products are transposed so that the sums of one are an operand of the next in the registers where they are:
 
@@ -76,10 +76,7 @@ def _weights(weight, k, l, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.constexp
 def _load(
     plane, strides, m, n, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, DENSE: tl.constexpr
 ):  # fmt: skip
-    if DENSE:
-        pointers = plane + (m * W + n)
-    else:
-        pointers = plane + (m * strides[3] + n * strides[4])
+    pointers = plane + ((m * W + n) if DENSE else (m * strides[3] + n * strides[4]))
     if H == MH and W == MW:
         return tl.load(pointers).to(tl.float32)
     else:
