@@ -1,6 +1,7 @@
 """The operators by Triton's kernels, for CUDA tensors: which calls they take, and the launches.
 
-A plane of up to 128 x 128 is one program of triton_kernels.py, one of up to 512 x 512 many tiles of triton_tiles.py.
+A plane of up to 128 x 128 is one program of triton_kernels.py, or one of several of a program of triton_small.py; one
+of up to 512 x 512 is many tiles of triton_tiles.py.
 Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
@@ -57,7 +58,7 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
     if max(height, width) > LARGEST_IN_TILES:
         return None
     if max(height, width) > LARGEST:
-        (MH, TH), (MW, TW) = (_in_tiles(n // 2 + (n % 32 != 0)) for n in (height, width))
+        (MH, TH), (MW, TW) = _in_tiles(height // 2 + (height % 32 != 0)), _in_tiles(width // 2 + (width % 32 != 0), 64)
         return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
     samples = max(16, triton.next_power_of_2(width))
@@ -65,12 +66,12 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
     return Plan(rows, columns, samples, CHUNK, filter_warps, noise_warps)
 
 
-def _in_tiles(length: int) -> tuple[int, int]:
+def _in_tiles(length: int, largest: int = 32) -> tuple[int, int]:
     """A length rounded up to whole tiles, and the size of these: the largest that rounds no further than 32 does."""
     if length <= 16:
         return 16, 16
     blocks = -(-length // 32)
-    return 32 * blocks, 64 if blocks % 2 == 0 else 32
+    return 32 * blocks, min(largest, 64 if blocks % 2 == 0 else 32)
 
 
 def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -157,25 +158,25 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
     p, passes = plan(height, width), _passes(input.dtype if target is None else torch.float32)
     if isinstance(p, TilesPlan):
         return _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight)
-    if max(height, width) <= WHOLE:
-        rows, columns = (_hartley_basis(n, max(16, triton.next_power_of_2(n)), input.device) for n in (height, width))
-        per_program = _planes_of_program(axes, input.device)
-        _launch(
-            small.whole_filter_kernel, (triton.cdiv(axes[0], per_program), *axes[1:]),
-            output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
-            scale, strides["scale"], weight, strides["weight"], columns, rows, axes[0], per_program,
-            H=height, W=width, MH=rows.shape[-1], MW=columns.shape[-1], SHARED=strides["weight"][0] == 0,
-            DENSE=_dense_rows(input, target), PASSES=passes, num_warps=1,
-        )  # fmt: skip
-        return
-    rows, columns = _basis(height, p.MH, input.device), _whole_basis(width, p.MW, p.NW, input.device)
-    _launch(
-        kernels.filter_kernel, axes,
+    planes = (
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
-        scale, strides["scale"], weight, strides["weight"], columns, rows[1],
-        H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input, target), PASSES=passes,
-        num_warps=p.filter_warps,
+        scale, strides["scale"], weight, strides["weight"],
     )  # fmt: skip
+    constants = {"H": height, "W": width, "DENSE": _dense_rows(input, target), "PASSES": passes}
+    if max(height, width) <= WHOLE:
+        return _filter_whole(axes, planes, constants, shared=strides["weight"][0] == 0)
+    rows, columns = _basis(height, p.MH, input.device)[1], _whole_basis(width, p.MW, p.NW, input.device)
+    constants |= {"MH": p.MH, "MW": p.MW, "NW": p.NW, "CHUNK": p.CHUNK}
+    _launch(kernels.filter_kernel, axes, *planes, columns, rows, **constants, num_warps=p.filter_warps)
+
+
+def _filter_whole(axes, planes, constants, *, shared: bool) -> None:
+    device = planes[3].device
+    rows, columns = (_hartley_basis(n, max(16, triton.next_power_of_2(n)), device) for n in map(constants.get, "HW"))
+    each = _planes_of_program(axes, device)
+    constants |= {"MH": rows.shape[-1], "MW": columns.shape[-1], "SHARED": shared}
+    grid = triton.cdiv(axes[0], each), *axes[1:]
+    _launch(small.whole_filter_kernel, grid, *planes, columns, rows, axes[0], each, **constants, num_warps=1)
 
 
 def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, signal=None) -> None:
@@ -362,8 +363,8 @@ def _inverse_in_tiles(
 
 
 def _warps(values: int) -> int:
-    """For a tile of so many values, of two products: 64 registers of a thread hold its sums."""
-    return max(1, values // 1024)
+    """For a tile of so many values, of two products: 32 registers of a thread hold its sums."""
+    return max(1, values // 512)
 
 
 def _planes_of_program(axes, device: torch.device) -> int:

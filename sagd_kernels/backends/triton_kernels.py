@@ -5,18 +5,22 @@ Fourier basis along an axis of N samples falls into cosines, even about the midd
 
     c_k(m) = cos(2 pi k (m + 1/2) / N),  s_k(m) = sin(2 pi k (m + 1/2) / N),  0 <= k <= N / 2, 0 <= m < N / 2.
 
-So a plane is folded about both middles into four quadrants, each transformed by products with half-size matrices. They
-are named by the basis along the rows' axis (height H, frequency k), then along the columns' (width W, frequency l): cs
-goes with c_k s_l. A matrix has M >= N / 2 slots, a power of two; the sine of the Nyquist frequency, which is no cosine,
-sits in the sines' slot 0 where 32 divides N, else in its own slot N / 2. Other slots are zero.
+So a plane is folded about the middle of its rows' axis, and its spectrum is four quadrants. They are named by the basis
+along the rows' axis (height H, frequency k), then along the columns' (width W, frequency l): cs goes with c_k s_l. A
+basis has M >= N / 2 slots, a power of two; the sine of the Nyquist frequency, which is no cosine, sits in the sines'
+slot 0 where 32 divides N, else in its own slot N / 2. Other slots are zero. Rows are not folded, but multiplied with
+bases of all N samples: they are read and written as they lie in memory, which is worth more than half of a product.
+
+Products are transposed, [columns x rows] but for the filter's last two, so that the sums of one are an operand of the
+next in the registers where they are; else they would pass through shared memory.
 
 The factors of a product are float16, its sums float32. For float32 results each factor is the sum of two float16
 numbers, and three products keep 22 bits; for bfloat16 results, and where the user allows tf32, one product keeps the 11
 bits that tf32 has. Powers of two, chosen for each plane by its largest value, keep float16 in range: no plane is too
-small or too large, and none sees another.
+small or too large, and none sees another. Tensor cores truncate their sums, so long ones are steps, added in float32.
 
-Cost per pixel: the plane in and out of device memory once; M multiply-adds for each of 2 (noise) or 4 (filter)
-products and 1 or 3 passes; a quarter of a Philox block and of two Box-Muller pairs. docs/gpu_costs.md has the counts.
+Cost per pixel: the plane in and out of device memory once; W + M multiply-adds for each way, 1 or 3 passes; a quarter
+of a Philox block and of two Box-Muller pairs. docs/gpu_costs.md has the counts.
 """
 
 import triton
@@ -163,14 +167,17 @@ def noise_kernel(
                 sc = tl.where(k_slot[:, None] == 0, -row_b[None, :], sc)
                 ss = tl.where(k_slot[:, None] == 0, -row_a[None, :], ss)
             if W % 32 == 0 and first_l == 0:
-                column_plus, column_minus = load_weights(weight, k, W // 2, H, W)
+                # The column, and after it the corner, repeated.
+                index = tl.arange(0, 2 * CHUNK)
+                column_k = tl.where(index < CHUNK, tl.minimum(first_k + index, H // 2), H // 2)
+                column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
                 column = 0.5 * column_plus + 0.5 * column_minus
-                column_a, column_b = _line(k, half_width, stream, column, range_scale, H, W)
-                cs = tl.where(l_slot[None, :] == 0, -column_b[:, None], cs)
+                column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
+                column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, CHUNK))))
+                column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, CHUNK))))
                 if H % 32 == 0:
-                    corner = tl.load(weight + (half_height * (W // 2 + 1) + W // 2))
-                    corner_a, _ = _line(half_height, half_width, stream, corner, range_scale, H, W)
                     column_a = tl.where(k_slot == 0, corner_a, column_a)
+                cs = tl.where(l_slot[None, :] == 0, -column_b[:, None], cs)
                 ss = tl.where(l_slot[None, :] == 0, -column_a[:, None], ss)
 
             high, low = load_basis(columns_basis, l_slot[:, None], n, MW, NW, PASSES)
@@ -241,7 +248,8 @@ def filter_kernel(
     WHITEN: tl.constexpr = target is not None
     ROWS: tl.constexpr = (H + 1) // 2
     TILE: tl.constexpr = min(NW, 32)  # columns at a time in the first product: longer sums would lose precision
-    EXPONENT_IN: tl.constexpr = 6  # 2 NW values below 2^7, and MH values, add up to a float16
+    # Sums of 2 NW <= 256 values below 2^7, and of MH <= 64 below 2^9, are in float16's range, which ends at 2^16.
+    EXPONENT_IN: tl.constexpr = 6
     EXPONENT_OUT: tl.constexpr = 8
     input += _plane(input_strides)
     if target is not None:
@@ -267,8 +275,8 @@ def filter_kernel(
         even_sines = tl.zeros((MW, CHUNK), tl.float32)
         odd_cosines = tl.zeros((MW, CHUNK), tl.float32)
         odd_sines = tl.zeros((MW, CHUNK), tl.float32)
-        for column in tl.static_range(0, NW, TILE):
-            n = column + tl.arange(0, TILE)[None, :]
+        for first_n in tl.static_range(0, NW, TILE):
+            n = first_n + tl.arange(0, TILE)[None, :]
             top, bottom = _difference(input, input_strides, target, target_strides, m, n, H, W, MH, NW, DENSE)
             even = tl.trans(scale_in * top + scale_in * bottom)
             odd = tl.trans(scale_in * top - scale_in * bottom)
@@ -337,7 +345,8 @@ def filter_kernel(
         y_cs *= scale_out
         y_sc *= scale_out
         y_ss *= scale_out
-        nothing = tl.zeros((CHUNK, NW), tl.float32)
+        COLUMNS: tl.constexpr = min(NW, 64)  # at a time in the last product: more would not fit in shared memory
+        nothing = tl.zeros((CHUNK, COLUMNS), tl.float32)
         for first in range(0, ROWS, CHUNK):
             m = first + tl.arange(0, CHUNK)[:, None]
             k = tl.arange(0, MH)[None, :]
@@ -347,13 +356,14 @@ def filter_kernel(
             high, low = load_basis(rows_basis + 2 * MH * MH, m, k, MH, MH, PASSES)
             odd_cosines = left_dot(high, low, tl.trans(y_sc), PASSES)
             odd_sines = left_dot(high, low, tl.trans(y_ss), PASSES)
-            n = tl.arange(0, NW)[None, :]
-            high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
-            even = right_dot(even_cosines, high, low, nothing, PASSES)
-            odd = right_dot(odd_cosines, high, low, nothing, PASSES)
-            high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
-            even += right_dot(even_sines, high, low, nothing, PASSES)
-            odd += right_dot(odd_sines, high, low, nothing, PASSES)
-            even *= factor
-            odd *= factor
-            _store_halves(output + _plane(output_strides) * (H * W), m, n, even + odd, even - odd, H, W, MH, NW)
+            for first_column in tl.static_range(0, NW, COLUMNS):
+                n = first_column + tl.arange(0, COLUMNS)[None, :]
+                high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
+                even = right_dot(even_cosines, high, low, nothing, PASSES)
+                odd = right_dot(odd_cosines, high, low, nothing, PASSES)
+                high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
+                even += right_dot(even_sines, high, low, nothing, PASSES)
+                odd += right_dot(odd_sines, high, low, nothing, PASSES)
+                even *= factor
+                odd *= factor
+                _store_halves(output + _plane(output_strides) * (H * W), m, n, even + odd, even - odd, H, W, MH, NW)
