@@ -9,8 +9,8 @@ Products are transposed so that the sums of one are an operand of the next in th
 
     T^T = (B_W x^T) B_H,    y^T = u T^T - ...,    B_H (y^T)^T B_W.
 
-Only the plane passes through shared memory, when it comes and when it goes. The bases, and the weight where the planes
-of a program share it, are read once. Factors are pairs of float16, as the head of triton_kernels.py says.
+A plane passes through shared memory when it comes and when it goes, not between. The bases, and the weight where the
+planes of a program share it, are read once. Factors are pairs of float16, as the head of triton_kernels.py says.
 
 Cost per pixel: the plane in and out of device memory once; M multiply-adds for each of 4 or 6 products, 1 or 3 passes.
 """
