@@ -93,10 +93,9 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
         return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
-    warps = f"{p.noise_warps} warps for noise, {p.filter_warps} for the filter"
-    if max(height, width) <= WHOLE:
-        warps = f"{p.noise_warps} for noise; for the filter whole, one warp"
-    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} lines at a time, {warps}; {products}"
+    filter = "whole" if max(height, width) <= WHOLE else f"likewise, warps: {p.filter_warps}"
+    noise = f"in quadrants of {p.MH} x {p.MW}, {p.CHUNK} rows at a time, warps: {p.noise_warps}"
+    return f"noise {noise}; filter {filter}; {products}"
 
 
 # ---- the operators ---------------------------------------------------------------------------------------------------
