@@ -67,7 +67,7 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
 
 
 def _in_tiles(length: int, largest: int = 32) -> tuple[int, int]:
-    """A length rounded up to whole tiles, and the size of these: the largest that rounds no further than 32 does."""
+    """A length rounded up to whole tiles, and the size of these: 64, if allowed, where it rounds no further than 32."""
     if length <= 16:
         return 16, 16
     blocks = -(-length // 32)
@@ -163,19 +163,15 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
     )  # fmt: skip
     constants = {"H": height, "W": width, "DENSE": _dense_rows(input, target), "PASSES": passes}
     if max(height, width) <= WHOLE:
-        return _filter_whole(axes, planes, constants, shared=strides["weight"][0] == 0)
-    rows, columns = _basis(height, p.MH, input.device)[1], _whole_basis(width, p.MW, p.NW, input.device)
-    constants |= {"MH": p.MH, "MW": p.MW, "NW": p.NW, "CHUNK": p.CHUNK}
-    _launch(kernels.filter_kernel, axes, *planes, columns, rows, **constants, num_warps=p.filter_warps)
-
-
-def _filter_whole(axes, planes, constants, *, shared: bool) -> None:
-    device = planes[3].device
-    rows, columns = (_hartley_basis(n, max(16, triton.next_power_of_2(n)), device) for n in map(constants.get, "HW"))
-    each = _planes_of_program(axes, device)
-    constants |= {"MH": rows.shape[-1], "MW": columns.shape[-1], "SHARED": shared}
-    grid = triton.cdiv(axes[0], each), *axes[1:]
-    _launch(small.whole_filter_kernel, grid, *planes, columns, rows, axes[0], each, **constants, num_warps=1)
+        rows, columns = _hartley_basis(height, input.device), _hartley_basis(width, input.device)
+        constants |= {"MH": rows.shape[-1], "MW": columns.shape[-1], "SHARED": strides["weight"][0] == 0}
+        each = _planes_of_program(axes, input.device)
+        grid = triton.cdiv(axes[0], each), *axes[1:]
+        _launch(small.whole_filter_kernel, grid, *planes, columns, rows, axes[0], each, **constants, num_warps=1)
+    else:
+        rows, columns = _basis(height, p.MH, input.device)[1], _whole_basis(width, p.MW, p.NW, input.device)
+        constants |= {"MH": p.MH, "MW": p.MW, "NW": p.NW, "CHUNK": p.CHUNK}
+        _launch(kernels.filter_kernel, axes, *planes, columns, rows, **constants, num_warps=p.filter_warps)
 
 
 def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, signal=None) -> None:
@@ -281,8 +277,9 @@ def _in_halves(matrices: Tensor) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
-def _hartley_basis(length: int, slots: int, device: torch.device) -> Tensor:
-    """cas(2 pi k m / length) as the sum of two float16: [high or low part, slots, slots]."""
+def _hartley_basis(length: int, device: torch.device) -> Tensor:
+    """cas(2 pi k m / length) as the sum of two float16: [high or low part, slots, slots], a power of two of slots."""
+    slots = max(16, triton.next_power_of_2(length))
     k = torch.arange(length, device=device)
     angle = (2 * torch.pi / length) * (k[:, None] * k % length).double()
     exact = torch.zeros(slots, slots, device=device, dtype=torch.float64)
