@@ -107,7 +107,7 @@ def test_explain_names_the_backend_and_why_no_other(monkeypatch):
     cuda = backends._backend("cuda")
     monkeypatch.setattr(cuda, "build_info", lambda: {"cuda": False})
     text = sagd.explain((4, 3, 64, 64), device="cuda")
-    assert text.startswith("Triton kernels: quadrants of 32 x 32")
+    assert text.startswith("Triton kernels: noise in quadrants of 32 x 32")
     assert text.endswith("the library was built without CUDA kernels")
     assert sagd.explain((512, 129), device="cuda").startswith("Triton kernels: axis by axis")
     assert "up to 512 x 512" in sagd.explain((8, 513), device="cuda")

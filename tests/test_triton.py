@@ -5,6 +5,7 @@ inexact as the PTX ISA allows, tensor cores that truncate their sums, every acce
 both work on CPU tensors.
 """
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -27,16 +28,14 @@ import triton.language as tl
 
 from sagd_kernels.backends import triton as backend
 from sagd_kernels.backends import triton_functions
-from tests.emulation.triton import emulated, interpreted
+from tests.emulation.triton import compiled, emulated, interpreted
 
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]
 SLOW_SIZES = [size for size in SIZES if max(size) > backend.LARGEST] + [(1, 511), (384, 160), (512, 512)]
 EMULATED_SIZES = [(3, 5), (28, 28), (32, 32), (136, 16)]
 SLOW_EMULATED_SIZES = [(16, 16), (27, 40), (96, 32), (64, 64), (128, 128), (16, 136), (144, 160), (256, 256)]
-TRUNCATION = (
-    4  # in place of 2: how many times torch.fft's error tensor cores that truncate are allowed, see CONTRIBUTING
-)
+TRUNCATION = 3  # times torch.fft's error instead of 2, where tensor cores that truncate are emulated: see CONTRIBUTING
 KEY = torch.tensor([0x0123456789ABCDEF, 2**64 - 50], dtype=torch.uint64)  # the counters carry into the third word
 
 
@@ -230,6 +229,17 @@ def test_how_many_planes_are_in_the_cache_at_a_time_changes_no_bit(interpreter, 
     torch.testing.assert_close(apply(operator, *args), together, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("weights", [(), (7, 1)], ids=["one weight", "a weight for each"])
+def test_how_many_planes_a_program_takes_changes_no_bit(interpreter, monkeypatch, weights):
+    x, target = torch.randn(2, 7, 2, 9, 12)
+    weight, scale = random_weight(*weights, 9, 12), torch.rand(7, 2) + 0.5
+    calls = [("spectral_filter", x, weight, scale), ("whitened_mse", x, target, weight)]
+    alone = [assert_operator_close(*call) for call in calls]
+    monkeypatch.setattr(backend, "_planes_of_program", lambda *_: 4)
+    for call, expected in zip(calls, alone, strict=True):
+        torch.testing.assert_close(apply(*call), expected, rtol=0, atol=0)
+
+
 def test_empty_batches(interpreter):
     weight = random_weight(8, 8)
     assert backend.spectral_filter(torch.empty(0, 3, 8, 8), weight).shape == (0, 3, 8, 8)
@@ -279,6 +289,26 @@ def emulator():
 def test_compiled_kernels(operator, size):
     with emulator():
         assert_operator_close(operator, *arguments(operator, *size, batch=(2,)), factor=TRUNCATION)
+
+
+@pytest.mark.parametrize(
+    ("operator", "side", "capability"),
+    [
+        ("shaped_noise", 128, 90),
+        pytest.param("spectral_filter", 128, 90, marks=pytest.mark.slow),
+        pytest.param("spectral_filter", 128, 100, marks=pytest.mark.slow),
+        pytest.param("spectral_filter", 256, 90, marks=pytest.mark.slow),
+        pytest.param("spectral_filter", 256, 100, marks=pytest.mark.slow),
+    ],
+)
+def test_products_are_those_that_are_emulated(operator, side, capability, monkeypatch):
+    monkeypatch.setenv("DISABLE_MMA_V3", "0")
+    with compiled(capability) as launches:
+        apply(operator, *arguments(operator, side, side))
+    assert os.environ["DISABLE_MMA_V3"] == "0" and "DISABLE_MMA_V5" not in os.environ
+    for launch in launches:
+        instructions = {instruction.text.split(".")[0] for instruction in launch.kernel.code}
+        assert "mma" in instructions and not instructions & {"wgmma", "tcgen05"}
 
 
 @pytest.mark.slow

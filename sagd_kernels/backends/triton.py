@@ -1,11 +1,14 @@
 """The operators by Triton's kernels, for CUDA tensors: which calls they take, and the launches.
 
-A plane of up to 128 x 128 is one program of triton_kernels.py, one of up to 512 x 512 many tiles of triton_tiles.py.
+A plane of up to 128 x 128 is one program of triton_kernels.py, or one of several of a program of triton_small.py; one
+of up to 512 x 512 is many tiles of triton_tiles.py.
 Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
+import contextlib
 import functools
 import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,23 +18,29 @@ from torch import Tensor
 
 from ..spectral import whitening
 from . import triton_kernels as kernels
+from . import triton_small as small
 from . import triton_tiles as tiles
 
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}  # Triton's defaults for these change with its version
 
+WHOLE = 32  # the largest height or width of a plane that is filtered without being folded
 LARGEST = 128  # the largest height or width of a plane that one program takes
 LARGEST_IN_TILES = 512
 L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
+CHUNK = 16  # lines of a plane, or of a step of a longer product, at a time
 ORBITS_OF_PROGRAM = 256  # frequencies of a larger plane that a program draws
 
 
 class Plan(NamedTuple):
-    """How planes that one program takes are computed: slots of the axes' half bases, columns at a time, warps."""
+    """How planes that one program takes are computed: slots of the axes' half bases, samples of a row, rows or row
+    frequencies at a time, warps of the filter and of noise."""
 
     MH: int
     MW: int
+    NW: int
     CHUNK: int
-    num_warps: int
+    filter_warps: int
+    noise_warps: int
 
 
 class TilesPlan(NamedTuple):
@@ -49,18 +58,20 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
     if max(height, width) > LARGEST_IN_TILES:
         return None
     if max(height, width) > LARGEST:
-        (MH, TH), (MW, TW) = (_in_tiles(n // 2 + (n % 32 != 0)) for n in (height, width))
+        (MH, TH), (MW, TW) = _in_tiles(height // 2 + (height % 32 != 0)), _in_tiles(width // 2 + (width % 32 != 0), 64)
         return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
-    return Plan(rows, columns, 32 if columns == 32 else 16, num_warps=min(4, max(1, rows * columns // 512)))
+    samples = max(16, triton.next_power_of_2(width))
+    filter_warps, noise_warps = min(4, max(1, rows * columns // 512)), max(1, rows * samples // 1024)
+    return Plan(rows, columns, samples, CHUNK, filter_warps, noise_warps)
 
 
-def _in_tiles(length: int) -> tuple[int, int]:
-    """A length rounded up to whole tiles, and the size of these: the largest that rounds no further than 32 does."""
+def _in_tiles(length: int, largest: int = 32) -> tuple[int, int]:
+    """A length rounded up to whole tiles, and the size of these: 64, if allowed, where it rounds no further than 32."""
     if length <= 16:
         return 16, 16
     blocks = -(-length // 32)
-    return 32 * blocks, 64 if blocks % 2 == 0 else 32
+    return 32 * blocks, min(largest, 64 if blocks % 2 == 0 else 32)
 
 
 def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -82,7 +93,9 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
         return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
-    return f"quadrants of {p.MH} x {p.MW}, {p.CHUNK} columns at a time, {p.num_warps} warps; {products}"
+    filter = "whole" if max(height, width) <= WHOLE else f"likewise, warps: {p.filter_warps}"
+    noise = f"in quadrants of {p.MH} x {p.MW}, {p.CHUNK} rows at a time, warps: {p.noise_warps}"
+    return f"noise {noise}; filter {filter}; {products}"
 
 
 # ---- the operators ---------------------------------------------------------------------------------------------------
@@ -144,12 +157,21 @@ def _filter(input, weight, *, output, scale=None, target=None, plane_loss=None) 
     p, passes = plan(height, width), _passes(input.dtype if target is None else torch.float32)
     if isinstance(p, TilesPlan):
         return _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight)
-    rows, columns = _basis(height, p.MH, input.device), _basis(width, p.MW, input.device)
-    kernels.filter_kernel[axes](
+    planes = (
         output, plane_loss, strides["output"], input, strides["input"], target, strides["target"],
-        scale, strides["scale"], weight, strides["weight"], columns[0], columns[1], rows[0], rows[1],
-        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
+        scale, strides["scale"], weight, strides["weight"],
     )  # fmt: skip
+    constants = {"H": height, "W": width, "DENSE": _dense_rows(input, target), "PASSES": passes}
+    if max(height, width) <= WHOLE:
+        rows, columns = _hartley_basis(height, input.device), _hartley_basis(width, input.device)
+        constants |= {"MH": rows.shape[-1], "MW": columns.shape[-1], "SHARED": strides["weight"][0] == 0}
+        each = _planes_of_program(axes, input.device)
+        grid = triton.cdiv(axes[0], each), *axes[1:]
+        _launch(small.whole_filter_kernel, grid, *planes, columns, rows, axes[0], each, **constants, num_warps=1)
+    else:
+        rows, columns = _basis(height, p.MH, input.device)[1], _whole_basis(width, p.MW, p.NW, input.device)
+        constants |= {"MH": p.MH, "MW": p.MW, "NW": p.NW, "CHUNK": p.CHUNK}
+        _launch(kernels.filter_kernel, axes, *planes, columns, rows, **constants, num_warps=p.filter_warps)
 
 
 def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, signal=None) -> None:
@@ -180,12 +202,39 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         return _noise_in_tiles(
             axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight
         )  # fmt: skip
-    rows, columns = _basis(height, p.MH, weight.device), _basis(width, p.MW, weight.device)
-    kernels.noise_kernel[axes](
+    rows, columns = _basis(height, p.MH, weight.device), _whole_basis(width, p.MW, p.NW, weight.device)
+    _launch(
+        kernels.noise_kernel, axes,
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
-        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns[0], rows[1],
-        H=height, W=width, MH=p.MH, MW=p.MW, CHUNK=p.CHUNK, PASSES=passes, num_warps=p.num_warps, **OPTIONS,
+        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns, rows[0],
+        H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input), PASSES=passes,
+        num_warps=p.noise_warps,
     )  # fmt: skip
+
+
+def _launch(kernel, grid, *args, num_warps: int, **constants) -> None:
+    """A launch whose products, should it compile the kernel, become mma.sync on every GPU.
+
+    Of four warps and more Triton would make wgmma of them on compute capability 9.0 and tcgen05 on 10.0, which only
+    this environment prevents. Its wgmma (3.6) reads beyond shared memory where a kernel has several products of small
+    tiles, as ours, and no emulator has run either instruction.
+    """
+    with _environment(DISABLE_MMA_V3="1", DISABLE_MMA_V5="1") if num_warps >= 4 else contextlib.nullcontext():
+        kernel[grid](*args, num_warps=num_warps, **constants, **OPTIONS)
+
+
+@contextlib.contextmanager
+def _environment(**variables: str):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _passes(dtype: torch.dtype) -> int:
@@ -197,18 +246,45 @@ def _passes(dtype: torch.dtype) -> int:
 def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     """An axis's cosines and sines, each the sum of two float16: [frequency x sample or its transpose, cosine or sine,
     high or low part, slots, slots]."""
+    exact = _cosines_and_sines(length, slots, slots, device)
+    exact[:, :, (length + 1) // 2 :] = 0
+    return _in_halves(torch.stack([exact, exact.mT]))
+
+
+@functools.lru_cache(maxsize=64)
+def _whole_basis(length: int, slots: int, samples: int, device: torch.device) -> Tensor:
+    """The same at all samples: [cosine or sine, high or low part, slots, samples]."""
+    return _in_halves(_cosines_and_sines(length, slots, samples, device))
+
+
+def _cosines_and_sines(length: int, slots: int, samples: int, device: torch.device) -> Tensor:
+    """Those of frequencies in slots at the first samples of an axis: float64 [cosine or sine, slots, samples]."""
     k = torch.arange(slots, device=device, dtype=torch.float64)[:, None]
-    m = torch.arange(slots, device=device, dtype=torch.float64)[None, :]
-    inside = 2 * m < length
+    m = torch.arange(samples, device=device, dtype=torch.float64)[None, :]
+    inside = m < length
     angle = (2 * torch.pi / length) * k * (m + 0.5)
     cosine = torch.where(inside & (2 * k < length), angle.cos(), 0)
     sine = torch.where(inside & (2 * k <= length), angle.sin(), 0)
     if length % 32 == 0:  # Nyquist's sine goes to slot 0
         sine[0], sine[length // 2 :] = torch.where(inside[0], 1 - 2 * (m[0] % 2), 0), 0
-    exact = torch.stack([cosine, sine])
-    exact = torch.stack([exact, exact.mT])
-    high = exact.half()
-    return torch.stack([high, (exact - high).half()], dim=2).contiguous()
+    return torch.stack([cosine, sine])
+
+
+def _in_halves(matrices: Tensor) -> Tensor:
+    """Matrices [..., rows, columns] as sums of two float16: [..., high or low part, rows, columns]."""
+    high = matrices.half()
+    return torch.stack([high, (matrices - high).half()], dim=-3)
+
+
+@functools.lru_cache(maxsize=64)
+def _hartley_basis(length: int, device: torch.device) -> Tensor:
+    """cas(2 pi k m / length) as the sum of two float16: [high or low part, slots, slots], a power of two of slots."""
+    slots = max(16, triton.next_power_of_2(length))
+    k = torch.arange(length, device=device)
+    angle = (2 * torch.pi / length) * (k[:, None] * k % length).double()
+    exact = torch.zeros(slots, slots, device=device, dtype=torch.float64)
+    exact[:length, :length] = angle.cos() + angle.sin()
+    return _in_halves(exact)
 
 
 # ---- launches for larger planes --------------------------------------------------------------------------------------
@@ -222,7 +298,7 @@ class _Workspace:
         self.rows, self.columns = _basis(height, p.MH, device), _basis(width, p.MW, device)
         self.row_tiles = triton.cdiv(height, p.ROWS) * (p.MW // p.TW)
         self.column_tiles = 2 * (p.MH // p.TH) * (p.MW // p.TW)
-        common = {"H": height, "W": width, "MW": p.MW, "TW": p.TW, "CHUNK": 16, "PASSES": passes, **OPTIONS}
+        common = {"H": height, "W": width, "MW": p.MW, "TW": p.TW, "CHUNK": CHUNK, "PASSES": passes}
         self.by_rows = {**common, "ROWS": p.ROWS, "num_warps": _warps(p.ROWS * p.TW)}
         self.by_columns = {**common, "MH": p.MH, "TH": p.TH, "num_warps": _warps(p.TH * p.TW)}
         lines, spectrum = (2, height, p.MW), (2, 2, p.MH, p.MW)
@@ -238,11 +314,13 @@ def _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target
     spectrum = None if output is None else work.spectrum
     for first in range(0, math.prod(axes), work.planes):
         planes = min(work.planes, math.prod(axes) - first)
-        tiles.rows_forward_kernel[planes, work.row_tiles](
+        _launch(
+            tiles.rows_forward_kernel, (planes, work.row_tiles),
             work.lines, first, axes, input, strides["input"], target, strides["target"], work.columns[1],
             **work.by_rows,
         )  # fmt: skip
-        tiles.columns_forward_kernel[planes, work.column_tiles](
+        _launch(
+            tiles.columns_forward_kernel, (planes, work.column_tiles),
             spectrum, tile_loss, first, axes, strides["output"], work.lines, weight, strides["weight"], work.rows[0],
             **work.by_columns,
         )  # fmt: skip
@@ -258,10 +336,11 @@ def _noise_in_tiles(axes, strides, p, passes, output, noisy, input, signal, scal
     draws = triton.cdiv((height // 2 + 1) * (width // 2 + 1), ORBITS_OF_PROGRAM)
     for first in range(0, math.prod(axes), work.planes):
         planes = min(work.planes, math.prod(axes) - first)
-        tiles.draw_kernel[planes, draws](
+        _launch(
+            tiles.draw_kernel, (planes, draws),
             work.spectrum, first, axes, key, strides["key"], plane_offset, strides["number"],
             weight, strides["weight"],
-            H=height, W=width, MH=p.MH, MW=p.MW, ORBITS=ORBITS_OF_PROGRAM, num_warps=4, **OPTIONS,
+            H=height, W=width, MH=p.MH, MW=p.MW, ORBITS=ORBITS_OF_PROGRAM, num_warps=4,
         )  # fmt: skip
         operands = {"noisy": noisy, "input": input, "signal": signal, "scale": scale}
         _inverse_in_tiles(work, planes, first, axes, strides, output, **operands)
@@ -270,16 +349,28 @@ def _noise_in_tiles(axes, strides, p, passes, output, noisy, input, signal, scal
 def _inverse_in_tiles(
     work, planes, first, axes, strides, output, *, scale, noisy=None, input=None, signal=None
 ) -> None:
-    tiles.columns_inverse_kernel[planes, work.column_tiles](work.lines, work.spectrum, work.rows[1], **work.by_columns)
-    tiles.rows_inverse_kernel[planes, work.row_tiles](
+    grid = planes, work.column_tiles
+    _launch(tiles.columns_inverse_kernel, grid, work.lines, work.spectrum, work.rows[1], **work.by_columns)
+    _launch(
+        tiles.rows_inverse_kernel, (planes, work.row_tiles),
         output, noisy, first, axes, strides["output"], work.lines, input, strides.get("input"), signal,
         strides.get("signal"), scale, strides["scale"], work.columns[0], **work.by_rows,
     )  # fmt: skip
 
 
 def _warps(values: int) -> int:
-    """For a tile of so many values, of two products: 64 registers of a thread hold its sums."""
-    return max(1, values // 1024)
+    """For a tile of so many values, of two products: 32 registers of a thread hold its sums."""
+    return max(1, values // 512)
+
+
+def _planes_of_program(axes, device: torch.device) -> int:
+    """How many planes, one after another, while there are enough programs to fill a GPU."""
+    return min(8, max(1, math.prod(axes) // (16 * _multiprocessors(device))))
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 108
 
 
 def _l2_bytes(device: torch.device) -> int:
@@ -313,6 +404,11 @@ def _addressable(planes: Tensor | None) -> Tensor | None:
         return None
     reach = sum((n - 1) * s for n, s in zip(planes.shape[-2:], planes.stride()[-2:], strict=True))
     return planes if reach < 2**31 else planes.contiguous()
+
+
+def _dense_rows(*planes: Tensor | None) -> bool:
+    """Whether the kernels know the strides within all these planes when they are compiled."""
+    return all(x is None or x.stride()[-2:] == (x.shape[-1], 1) for x in planes)
 
 
 def _dense(weight: Tensor) -> Tensor:

@@ -166,7 +166,7 @@ def coefficients(k, l, stream, plus, minus, scale, H: tl.constexpr, W: tl.conste
 
 
 @triton.jit
-def _inverse_square(w):
+def inverse_square(w):
     return tl.where(w > 0, 1 / (w * w), 0.0)
 
 
@@ -190,8 +190,8 @@ def even_and_odd(weight, k, l, bins, H: tl.constexpr, W: tl.constexpr, WHITEN: t
     minus = tl.where(l_own, even, minus)
     if WHITEN:
         kept = 0.5 * tl.sum(tl.where(plus > 0, bins, 0.0) + tl.where(minus > 0, bins, 0.0))
-        plus = _inverse_square(plus)
-        minus = _inverse_square(minus)
+        plus = inverse_square(plus)
+        minus = inverse_square(minus)
         return 0.5 * (plus + minus), 0.5 * (plus - minus), kept
     else:
         return even, 0.5 * (plus - minus), 0.0
@@ -214,13 +214,13 @@ def inverse_power_of_two(scale):
 
 
 @triton.jit
-def load_basis(matrix, rows, columns, M: tl.constexpr, PASSES: tl.constexpr):
-    """The high and low parts of a matrix of triton.py's `_basis`."""
-    high = tl.load(matrix + rows * M + columns)
+def load_basis(matrix, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PASSES: tl.constexpr):
+    """The high and low parts of a matrix of ROWS x COLUMNS, one after the other in memory."""
+    high = tl.load(matrix + rows * COLUMNS + columns)
     if PASSES == 1:
         return high, high
     else:
-        return high, tl.load(matrix + M * M + rows * M + columns)
+        return high, tl.load(matrix + ROWS * COLUMNS + rows * COLUMNS + columns)
 
 
 @triton.jit

@@ -5,18 +5,22 @@ Fourier basis along an axis of N samples falls into cosines, even about the midd
 
     c_k(m) = cos(2 pi k (m + 1/2) / N),  s_k(m) = sin(2 pi k (m + 1/2) / N),  0 <= k <= N / 2, 0 <= m < N / 2.
 
-So a plane is folded about both middles into four quadrants, each transformed by products with half-size matrices. They
-are named by the basis along the rows' axis (height H, frequency k), then along the columns' (width W, frequency l): cs
-goes with c_k s_l. A matrix has M >= N / 2 slots, a power of two; the sine of the Nyquist frequency, which is no cosine,
-sits in the sines' slot 0 where 32 divides N, else in its own slot N / 2. Other slots are zero.
+So a plane is folded about the middle of its rows' axis, and its spectrum is four quadrants. They are named by the basis
+along the rows' axis (height H, frequency k), then along the columns' (width W, frequency l): cs goes with c_k s_l. A
+basis has M >= N / 2 slots, a power of two; the sine of the Nyquist frequency, which is no cosine, sits in the sines'
+slot 0 where 32 divides N, else in its own slot N / 2. Other slots are zero. Rows are not folded, but multiplied with
+bases of all N samples: they are read and written as they lie in memory, which is worth more than half of a product.
+
+Products are transposed, [columns x rows] but for the filter's last two, so that the sums of one are an operand of the
+next in the registers where they are; else they would pass through shared memory.
 
 The factors of a product are float16, its sums float32. For float32 results each factor is the sum of two float16
 numbers, and three products keep 22 bits; for bfloat16 results, and where the user allows tf32, one product keeps the 11
 bits that tf32 has. Powers of two, chosen for each plane by its largest value, keep float16 in range: no plane is too
-small or too large, and none sees another.
+small or too large, and none sees another. Tensor cores truncate their sums, so long ones are steps, added in float32.
 
-Cost per pixel: the plane in and out of device memory once; M multiply-adds for each of 2 (noise) or 4 (filter)
-products and 1 or 3 passes; a quarter of a Philox block and of two Box-Muller pairs. docs/gpu_costs.md has the counts.
+Cost per pixel: the plane in and out of device memory once; W + M multiply-adds for each way, 1 or 3 passes; a quarter
+of a Philox block and of two Box-Muller pairs. docs/gpu_costs.md has the counts.
 """
 
 import triton
@@ -55,86 +59,54 @@ def _plane(strides):
 
 
 @triton.jit
-def _corners(
-    plane, row_stride, column_stride, first,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Pointers to columns of the plane's four corners, each read outside in; and which of them count: in the first half
-    of an odd size, its middle does, too."""
-    m = tl.arange(0, MH)[:, None]
-    n = first + tl.arange(0, COLUMNS)[None, :]
-    # How many neighbouring columns are inside or outside together: what one access may hold.
-    TOGETHER: tl.constexpr = (W // 2) & -(W // 2) if W % 2 == 0 else 1
-    if W % (2 * COLUMNS) != 0:
-        n = tl.max_contiguous(n, [1, TOGETHER])
-    top = m * row_stride
-    bottom = (H - 1 - m) * row_stride
-    left = n * column_stride
-    right = (W - 1 - n) * column_stride
-    upper = 2 * m < H
-    lower = 2 * m < H - 1
-    near = tl.max_constancy(2 * n < W, [1, TOGETHER])
-    far = tl.max_constancy(2 * n < W - 1, [1, TOGETHER])
-    return (
-        plane + (top + left), plane + (top + right), plane + (bottom + left), plane + (bottom + right),
-        upper, lower, near, far,
-    )  # fmt: skip
+def _halves(m, n, row_stride, column_stride, H: tl.constexpr, W: tl.constexpr):
+    """Offsets of rows m of the plane's two halves, each read outside in, at columns n; and which of them count: in the
+    first half of an odd size, its middle does, too."""
+    column = n * column_stride
+    inside = n < W
+    return m * row_stride + column, (H - 1 - m) * row_stride + column, (2 * m < H) & inside, (2 * m < H - 1) & inside
 
 
 @triton.jit
-def _load_quadrants(
-    plane, row_stride, column_stride, first,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, COLUMNS: tl.constexpr,
+def _load_halves(
+    plane, m, n, row_stride, column_stride,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, COLUMNS: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    p00, p01, p10, p11, upper, lower, near, far = _corners(plane, row_stride, column_stride, first, H, W, MH, COLUMNS)
-    if H == 2 * MH and W % (2 * COLUMNS) == 0:
-        x00 = tl.load(p00)
-        x01 = tl.load(p01)
-        x10 = tl.load(p10)
-        x11 = tl.load(p11)
-    elif W % (2 * COLUMNS) == 0:
-        x00 = tl.load(p00, mask=upper, other=0.0)
-        x01 = tl.load(p01, mask=upper, other=0.0)
-        x10 = tl.load(p10, mask=lower, other=0.0)
-        x11 = tl.load(p11, mask=lower, other=0.0)
+    if DENSE:
+        row_stride = W
+        column_stride = 1
+    top, bottom, upper, lower = _halves(m, n, row_stride, column_stride, H, W)
+    if H == 2 * MH and W == COLUMNS:
+        return tl.load(plane + top).to(tl.float32), tl.load(plane + bottom).to(tl.float32)
     else:
-        x00 = tl.load(p00, mask=upper & near, other=0.0)
-        x01 = tl.load(p01, mask=upper & far, other=0.0)
-        x10 = tl.load(p10, mask=lower & near, other=0.0)
-        x11 = tl.load(p11, mask=lower & far, other=0.0)
-    return x00.to(tl.float32), x01.to(tl.float32), x10.to(tl.float32), x11.to(tl.float32)
+        x_top = tl.load(plane + top, mask=upper, other=0.0)
+        return x_top.to(tl.float32), tl.load(plane + bottom, mask=lower, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _store_quadrants(
-    plane, first, x00, x01, x10, x11,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, COLUMNS: tl.constexpr,
+def _store_halves(
+    plane, m, n, x_top, x_bottom, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, COLUMNS: tl.constexpr
 ):  # fmt: skip
-    """The inverse of _load_quadrants, to a contiguous plane."""
-    p00, p01, p10, p11, upper, lower, near, far = _corners(plane, W, 1, first, H, W, MH, COLUMNS)
-    if H == 2 * MH and W % (2 * COLUMNS) == 0:
-        tl.store(p00, x00)
-        tl.store(p01, x01)
-        tl.store(p10, x10)
-        tl.store(p11, x11)
-    elif W % (2 * COLUMNS) == 0:
-        tl.store(p00, x00, mask=upper)
-        tl.store(p01, x01, mask=upper)
-        tl.store(p10, x10, mask=lower)
-        tl.store(p11, x11, mask=lower)
+    """The inverse of _load_halves, to a contiguous plane."""
+    top, bottom, upper, lower = _halves(m, n, W, 1, H, W)
+    if H == 2 * MH and W == COLUMNS:
+        tl.store(plane + top, x_top)
+        tl.store(plane + bottom, x_bottom)
     else:
-        tl.store(p00, x00, mask=upper & near)
-        tl.store(p01, x01, mask=upper & far)
-        tl.store(p10, x10, mask=lower & near)
-        tl.store(p11, x11, mask=lower & far)
+        tl.store(plane + top, x_top, mask=upper)
+        tl.store(plane + bottom, x_bottom, mask=lower)
 
 
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _largest_weight(plus, minus):
-    return tl.max(tl.maximum(tl.abs(plus), tl.abs(minus)))
+def _largest_weight(weight, COUNT: tl.constexpr):
+    BLOCK: tl.constexpr = 512
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, COUNT, BLOCK):
+        largest = tl.maximum(largest, tl.abs(tl.load(weight + tl.minimum(first + tl.arange(0, BLOCK), COUNT - 1))))
+    return tl.max(largest)
 
 
 @triton.jit
@@ -152,110 +124,91 @@ def _line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
 def noise_kernel(
     output, noisy, output_strides, input, input_strides, signal_scale, signal_strides, scale, scale_strides,
     key, key_strides, first_number, number_strides, weight, weight_strides, columns_basis, rows_basis,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, CHUNK: tl.constexpr, PASSES: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, NW: tl.constexpr, CHUNK: tl.constexpr,
+    DENSE: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """Shaped noise: scale T_w xi to `output`. With an input, T_w xi, and to `noisy` signal_scale input + scale T_w xi.
 
-    CHUNK column frequencies at a time go through the first product and into the sums of the second.
+    CHUNK row frequencies at a time go through the first product and into the sums of the second.
     """
     ORBITS: tl.constexpr = (H // 2 + 1) * (W // 2 + 1)
-    SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
+    K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
+    L_SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
+    TILE: tl.constexpr = min(MW, 32)  # column frequencies at a time: longer sums would lose precision
     number = first_number.to(tl.uint64) + _plane(number_strides).to(tl.uint64)
     stream = plane_stream(key + _plane(key_strides), number, ORBITS)
     weight += _plane(weight_strides)
+    range_scale = power_of_two(_largest_weight(weight, H * (W // 2 + 1)), 4)
 
-    m = tl.arange(0, MH)[:, None]
-    k_columns = tl.arange(0, MH)[None, :]
-    cos_high, cos_low = load_basis(rows_basis, m, k_columns, MH, PASSES)
-    sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, m, k_columns, MH, PASSES)
-    even_top = tl.zeros((MH, MW), tl.float32)
-    odd_top = tl.zeros((MH, MW), tl.float32)
-    even_bottom = tl.zeros((MH, MW), tl.float32)
-    odd_bottom = tl.zeros((MH, MW), tl.float32)
-    k = frequencies(0, MH, H)
-    row_slot = tl.arange(0, MH)[:, None]
-    range_scale = tl.full((), 2.0**126, tl.float32)
-    for first in range(0, SLOTS, CHUNK):
-        l = frequencies(first, CHUNK, W)
-        column_slot = first + tl.arange(0, CHUNK)[None, :]
-        # Nyquist's frequencies that have no slots: a row, and with the first columns a column that ends in the corner.
-        plus, minus = load_weights(weight, k[:, None], l[None, :], H, W)
-        largest = _largest_weight(plus, minus)
-        if H % 32 == 0:
-            row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
-            largest = tl.maximum(largest, tl.max(tl.abs(row)))
-        if W % 32 == 0:
-            column_k = frequencies(0, 2 * MH, H)
-            column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
-            column = 0.5 * column_plus + 0.5 * column_minus
-            largest = tl.maximum(largest, tl.max(tl.abs(column)))
-        # The largest weight so far sets the range of the sums.
-        new_scale = tl.minimum(range_scale, power_of_two(largest, 4))
-        if SLOTS > CHUNK and new_scale < range_scale:
-            shrink = new_scale * inverse_power_of_two(range_scale)
-            even_top *= shrink
-            odd_top *= shrink
-            even_bottom *= shrink
-            odd_bottom *= shrink
-        range_scale = new_scale
+    n = tl.arange(0, NW)[None, :]
+    half_height = tl.full((1,), H // 2, tl.int32)
+    half_width = tl.full((1,), W // 2, tl.int32)
+    zero = tl.zeros((NW, MH), tl.float32)
+    even = zero
+    odd = zero
+    for first_k in range(0, K_SLOTS, CHUNK):
+        k = frequencies(first_k, CHUNK, H)
+        k_slot = first_k + tl.arange(0, CHUNK)
+        cosine_lines = tl.zeros((NW, CHUNK), tl.float32)
+        sine_lines = tl.zeros((NW, CHUNK), tl.float32)
+        for first_l in range(0, L_SLOTS, TILE):
+            l = frequencies(first_l, TILE, W)
+            l_slot = first_l + tl.arange(0, TILE)
+            plus, minus = load_weights(weight, k[:, None], l[None, :], H, W)
+            a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
+            cc = a + c
+            ss = c - a
+            sc = -b - d
+            cs = d - b
+            # The sines of the Nyquist frequencies, a row and a column, in slot 0.
+            if H % 32 == 0 and first_k == 0:
+                row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
+                row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
+                sc = tl.where(k_slot[:, None] == 0, -row_b[None, :], sc)
+                ss = tl.where(k_slot[:, None] == 0, -row_a[None, :], ss)
+            if W % 32 == 0 and first_l == 0:
+                # The column, and after it the corner, repeated.
+                index = tl.arange(0, 2 * CHUNK)
+                column_k = tl.where(index < CHUNK, tl.minimum(first_k + index, H // 2), H // 2)
+                column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
+                column = 0.5 * column_plus + 0.5 * column_minus
+                column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
+                column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, CHUNK))))
+                column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, CHUNK))))
+                if H % 32 == 0:
+                    column_a = tl.where(k_slot == 0, corner_a, column_a)
+                cs = tl.where(l_slot[None, :] == 0, -column_b[:, None], cs)
+                ss = tl.where(l_slot[None, :] == 0, -column_a[:, None], ss)
 
-        a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
-        cc = a + c
-        ss = c - a
-        sc = -b - d
-        cs = d - b
-        # The sines of the Nyquist frequencies in slot 0.
-        if H % 32 == 0:
-            half_height = tl.full((1,), H // 2, tl.int32)
-            row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
-            sc = tl.where(row_slot == 0, -row_b[None, :], sc)
-            ss = tl.where(row_slot == 0, -row_a[None, :], ss)
-        if W % 32 == 0 and first == 0:
-            half_width = tl.full((1,), W // 2, tl.int32)
-            column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
-            column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, MH))))
-            column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, MH))))
-            if H % 32 == 0:
-                column_a = tl.where(tl.arange(0, MH) == 0, corner_a, column_a)
-            cs = tl.where(column_slot == 0, -column_b[:, None], cs)
-            ss = tl.where(column_slot == 0, -column_a[:, None], ss)
-
-        n = tl.arange(0, MW)[None, :]
-        column_slot = first + tl.arange(0, CHUNK)[:, None]
-        c_high, c_low = load_basis(columns_basis, column_slot, n, MW, PASSES)
-        s_high, s_low = load_basis(columns_basis + 2 * MW * MW, column_slot, n, MW, PASSES)
-        cc = left_dot(cos_high, cos_low, cc, PASSES)
-        sc = left_dot(sin_high, sin_low, sc, PASSES)
-        even_top = right_dot(cc + sc, c_high, c_low, even_top, PASSES)
-        even_bottom = right_dot(cc - sc, c_high, c_low, even_bottom, PASSES)
-        cs = left_dot(cos_high, cos_low, cs, PASSES)
-        ss = left_dot(sin_high, sin_low, ss, PASSES)
-        odd_top = right_dot(cs + ss, s_high, s_low, odd_top, PASSES)
-        odd_bottom = right_dot(cs - ss, s_high, s_low, odd_bottom, PASSES)
+            high, low = load_basis(columns_basis, l_slot[:, None], n, MW, NW, PASSES)
+            cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cc), PASSES)
+            sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(sc), PASSES)
+            high, low = load_basis(columns_basis + 2 * MW * NW, l_slot[:, None], n, MW, NW, PASSES)
+            cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cs), PASSES)
+            sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(ss), PASSES)
+        m = tl.arange(0, MH)[None, :]
+        high, low = load_basis(rows_basis, k_slot[:, None], m, MH, MH, PASSES)
+        even += right_dot(cosine_lines, high, low, zero, PASSES)
+        high, low = load_basis(rows_basis + 2 * MH * MH, k_slot[:, None], m, MH, MH, PASSES)
+        odd += right_dot(sine_lines, high, low, zero, PASSES)
 
     norm = inverse_power_of_two(range_scale) * (2.0 / (H * W)) ** 0.5
-    plane = _plane(output_strides) * (H * W)
     if input is None:
         norm *= scale_of(scale, _plane(scale_strides))
-    even_top *= norm
-    odd_top *= norm
-    even_bottom *= norm
-    odd_bottom *= norm
-    x00 = even_top + odd_top
-    x01 = even_top - odd_top
-    x10 = even_bottom + odd_bottom
-    x11 = even_bottom - odd_bottom
-    _store_quadrants(output + plane, 0, x00, x01, x10, x11, H, W, MH, MW)
+    even *= norm
+    odd *= norm
+    top = tl.trans(even + odd)
+    bottom = tl.trans(even - odd)
+    plane = _plane(output_strides) * (H * W)
+    m = tl.arange(0, MH)[:, None]
+    _store_halves(output + plane, m, n, top, bottom, H, W, MH, NW)
     if input is not None:
         signal, noise = scale_of(signal_scale, _plane(signal_strides)), scale_of(scale, _plane(scale_strides))
-        i00, i01, i10, i11 = _load_quadrants(
-            input + _plane(input_strides), input_strides[3], input_strides[4], 0, H, W, MH, MW
-        )
-        i00 = signal * i00 + noise * x00
-        i01 = signal * i01 + noise * x01
-        i10 = signal * i10 + noise * x10
-        i11 = signal * i11 + noise * x11
-        _store_quadrants(noisy + plane, 0, i00, i01, i10, i11, H, W, MH, MW)
+        input += _plane(input_strides)
+        x_top, x_bottom = _load_halves(input, m, n, input_strides[3], input_strides[4], H, W, MH, NW, DENSE)
+        x_top = signal * x_top + noise * top
+        x_bottom = signal * x_bottom + noise * bottom
+        _store_halves(noisy + plane, m, n, x_top, x_bottom, H, W, MH, NW)
 
 
 # ---- filter ----------------------------------------------------------------------------------------------------------
@@ -263,78 +216,90 @@ def noise_kernel(
 
 @triton.jit
 def _difference(
-    input, input_strides, target, target_strides, first,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, COLUMNS: tl.constexpr,
+    input, input_strides, target, target_strides, m, n,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, NW: tl.constexpr, DENSE: tl.constexpr,
 ):  # fmt: skip
-    """Columns of the quadrants of input - target, or of input."""
-    plane = input + _plane(input_strides)
-    x00, x01, x10, x11 = _load_quadrants(plane, input_strides[3], input_strides[4], first, H, W, MH, COLUMNS)
+    """Rows of the halves of input - target, or of input."""
+    x_top, x_bottom = _load_halves(input, m, n, input_strides[3], input_strides[4], H, W, MH, NW, DENSE)
     if target is not None:
-        plane = target + _plane(target_strides)
-        t00, t01, t10, t11 = _load_quadrants(plane, target_strides[3], target_strides[4], first, H, W, MH, COLUMNS)
-        x00 -= t00
-        x01 -= t01
-        x10 -= t10
-        x11 -= t11
-    return x00, x01, x10, x11
+        t_top, t_bottom = _load_halves(target, m, n, target_strides[3], target_strides[4], H, W, MH, NW, DENSE)
+        x_top -= t_top
+        x_bottom -= t_bottom
+    return x_top, x_bottom
 
 
 @triton.jit
-def _largest(x00, x01, x10, x11):
-    return tl.max(tl.maximum(tl.maximum(tl.abs(x00), tl.abs(x01)), tl.maximum(tl.abs(x10), tl.abs(x11))))
+def _largest(a, b, c, d):
+    return tl.max(tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d))))
 
 
 @triton.jit
 def filter_kernel(
     output, plane_loss, output_strides, input, input_strides, target, target_strides, scale, scale_strides,
-    weight, weight_strides, columns_basis, columns_transposed, rows_basis, rows_transposed,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, CHUNK: tl.constexpr, PASSES: tl.constexpr,
+    weight, weight_strides, columns_basis, rows_basis,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, NW: tl.constexpr, CHUNK: tl.constexpr,
+    DENSE: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """scale T_w input to `output`. With a target, T_u (input - target) for the whitening u = 1/w^2 (times the share of
     bins with w > 0), if there is an output, and to `plane_loss` the mean over the plane of the difference times that.
 
-    CHUNK columns of the plane at a time go through the first two products, and come out of the last two.
+    CHUNK rows of the plane's halves at a time go through the first two products, and come out of the last two.
     """
     WHITEN: tl.constexpr = target is not None
-    COLUMNS: tl.constexpr = (W + 1) // 2
-    # A folded sum of four values times MH, and of two times MW, stays below float16's 2^16.
-    EXPONENT_IN: tl.constexpr = 8 if MH == 16 else 7 if MH == 32 else 6
-    EXPONENT_OUT: tl.constexpr = 8 if MW == 16 else 7 if MW == 32 else 6
+    ROWS: tl.constexpr = (H + 1) // 2
+    TILE: tl.constexpr = min(NW, 32)  # columns at a time in the first product: longer sums would lose precision
+    # Sums of 2 NW <= 256 values below 2^7, and of MH <= 64 below 2^9, are in float16's range, which ends at 2^16.
+    EXPONENT_IN: tl.constexpr = 6
+    EXPONENT_OUT: tl.constexpr = 8
+    input += _plane(input_strides)
+    if target is not None:
+        target += _plane(target_strides)
 
     largest = 0.0
-    for first in range(0, COLUMNS, CHUNK):
-        x00, x01, x10, x11 = _difference(input, input_strides, target, target_strides, first, H, W, MH, CHUNK)
-        largest = tl.maximum(largest, _largest(x00, x01, x10, x11))
+    for first in range(0, ROWS, CHUNK):
+        m = first + tl.arange(0, CHUNK)[:, None]
+        n = tl.arange(0, NW)[None, :]
+        top, bottom = _difference(input, input_strides, target, target_strides, m, n, H, W, MH, NW, DENSE)
+        largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(top), tl.abs(bottom))))
     scale_in = power_of_two(largest, EXPONENT_IN)
 
-    k = tl.arange(0, MH)[:, None]
-    l = tl.arange(0, MW)[None, :]
-    m = tl.arange(0, MH)[None, :]
-    cos_high, cos_low = load_basis(rows_basis, k, m, MH, PASSES)
-    sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, PASSES)
-    cc = tl.zeros((MH, MW), tl.float32)
-    cs = tl.zeros((MH, MW), tl.float32)
-    sc = tl.zeros((MH, MW), tl.float32)
-    ss = tl.zeros((MH, MW), tl.float32)
-    for first in range(0, COLUMNS, CHUNK):
-        n = first + tl.arange(0, CHUNK)
-        x00, x01, x10, x11 = _difference(input, input_strides, target, target_strides, first, H, W, MH, CHUNK)
-        x00 *= scale_in
-        x01 *= scale_in
-        x10 *= scale_in
-        x11 *= scale_in
-        c_high, c_low = load_basis(columns_transposed, n[:, None], l, MW, PASSES)
-        s_high, s_low = load_basis(columns_transposed + 2 * MW * MW, n[:, None], l, MW, PASSES)
-        cc = right_dot(left_dot(cos_high, cos_low, (x00 + x01) + (x10 + x11), PASSES), c_high, c_low, cc, PASSES)
-        cs = right_dot(left_dot(cos_high, cos_low, (x00 - x01) + (x10 - x11), PASSES), s_high, s_low, cs, PASSES)
-        sc = right_dot(left_dot(sin_high, sin_low, (x00 + x01) - (x10 + x11), PASSES), c_high, c_low, sc, PASSES)
-        ss = right_dot(left_dot(sin_high, sin_low, (x00 - x01) - (x10 - x11), PASSES), s_high, s_low, ss, PASSES)
+    slot = tl.arange(0, MW)[:, None]
+    cc = tl.zeros((MW, MH), tl.float32)
+    cs = tl.zeros((MW, MH), tl.float32)
+    sc = tl.zeros((MW, MH), tl.float32)
+    ss = tl.zeros((MW, MH), tl.float32)
+    zero = tl.zeros((MW, MH), tl.float32)
+    for first in range(0, ROWS, CHUNK):
+        m = first + tl.arange(0, CHUNK)[:, None]
+        even_cosines = tl.zeros((MW, CHUNK), tl.float32)
+        even_sines = tl.zeros((MW, CHUNK), tl.float32)
+        odd_cosines = tl.zeros((MW, CHUNK), tl.float32)
+        odd_sines = tl.zeros((MW, CHUNK), tl.float32)
+        for first_n in tl.static_range(0, NW, TILE):
+            n = first_n + tl.arange(0, TILE)[None, :]
+            top, bottom = _difference(input, input_strides, target, target_strides, m, n, H, W, MH, NW, DENSE)
+            even = tl.trans(scale_in * top + scale_in * bottom)
+            odd = tl.trans(scale_in * top - scale_in * bottom)
+            high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
+            even_cosines += left_dot(high, low, even, PASSES)
+            odd_cosines += left_dot(high, low, odd, PASSES)
+            high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
+            even_sines += left_dot(high, low, even, PASSES)
+            odd_sines += left_dot(high, low, odd, PASSES)
+        m = first + tl.arange(0, CHUNK)[:, None]
+        k = tl.arange(0, MH)[None, :]
+        high, low = load_basis(rows_basis, m, k, MH, MH, PASSES)
+        cc += right_dot(even_cosines, high, low, zero, PASSES)
+        cs += right_dot(even_sines, high, low, zero, PASSES)
+        high, low = load_basis(rows_basis + 2 * MH * MH, m, k, MH, MH, PASSES)
+        sc += right_dot(odd_cosines, high, low, zero, PASSES)
+        ss += right_dot(odd_sines, high, low, zero, PASSES)
 
     weight += _plane(weight_strides)
-    k_bins = count_bins(k, H)
-    l_bins = count_bins(l, W)
-    k = frequencies(0, MH, H)[:, None]
-    l = frequencies(0, MW, W)[None, :]
+    k_bins = count_bins(tl.arange(0, MH)[None, :], H)
+    l_bins = count_bins(tl.arange(0, MW)[:, None], W)
+    k = frequencies(0, MH, H)[None, :]
+    l = frequencies(0, MW, W)[:, None]
     u, v, kept = even_and_odd(weight, k, l, k_bins * l_bins, H, W, WHITEN)
     v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, v)
     u_sc = u
@@ -380,25 +345,25 @@ def filter_kernel(
         y_cs *= scale_out
         y_sc *= scale_out
         y_ss *= scale_out
-        sample = tl.arange(0, MH)[:, None]
-        cos_high, cos_low = load_basis(rows_transposed, sample, m, MH, PASSES)
-        sin_high, sin_low = load_basis(rows_transposed + 2 * MH * MH, sample, m, MH, PASSES)
-        zero = tl.zeros((MH, CHUNK), tl.float32)
-        for first in range(0, COLUMNS, CHUNK):
-            n = first + tl.arange(0, CHUNK)
-            frequency = tl.arange(0, MW)[:, None]
-            c_high, c_low = load_basis(columns_basis, frequency, n[None, :], MW, PASSES)
-            s_high, s_low = load_basis(columns_basis + 2 * MW * MW, frequency, n[None, :], MW, PASSES)
-            z_c = right_dot(y_cc, c_high, c_low, zero, PASSES)
-            z_s = right_dot(y_cs, s_high, s_low, zero, PASSES)
-            even_left = factor * left_dot(cos_high, cos_low, z_c + z_s, PASSES)
-            even_right = factor * left_dot(cos_high, cos_low, z_c - z_s, PASSES)
-            z_c = right_dot(y_sc, c_high, c_low, zero, PASSES)
-            z_s = right_dot(y_ss, s_high, s_low, zero, PASSES)
-            odd_left = factor * left_dot(sin_high, sin_low, z_c + z_s, PASSES)
-            odd_right = factor * left_dot(sin_high, sin_low, z_c - z_s, PASSES)
-            _store_quadrants(
-                output + _plane(output_strides) * (H * W), first,
-                even_left + odd_left, even_right + odd_right, even_left - odd_left, even_right - odd_right,
-                H, W, MH, CHUNK,
-            )  # fmt: skip
+        COLUMNS: tl.constexpr = min(NW, 64)  # at a time in the last product: more would not fit in shared memory
+        nothing = tl.zeros((CHUNK, COLUMNS), tl.float32)
+        for first in range(0, ROWS, CHUNK):
+            m = first + tl.arange(0, CHUNK)[:, None]
+            k = tl.arange(0, MH)[None, :]
+            high, low = load_basis(rows_basis, m, k, MH, MH, PASSES)
+            even_cosines = left_dot(high, low, tl.trans(y_cc), PASSES)
+            even_sines = left_dot(high, low, tl.trans(y_cs), PASSES)
+            high, low = load_basis(rows_basis + 2 * MH * MH, m, k, MH, MH, PASSES)
+            odd_cosines = left_dot(high, low, tl.trans(y_sc), PASSES)
+            odd_sines = left_dot(high, low, tl.trans(y_ss), PASSES)
+            for first_column in tl.static_range(0, NW, COLUMNS):
+                n = first_column + tl.arange(0, COLUMNS)[None, :]
+                high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
+                even = right_dot(even_cosines, high, low, nothing, PASSES)
+                odd = right_dot(odd_cosines, high, low, nothing, PASSES)
+                high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
+                even += right_dot(even_sines, high, low, nothing, PASSES)
+                odd += right_dot(odd_sines, high, low, nothing, PASSES)
+                even *= factor
+                odd *= factor
+                _store_halves(output + _plane(output_strides) * (H * W), m, n, even + odd, even - odd, H, W, MH, NW)

@@ -176,8 +176,8 @@ def rows_forward_kernel(
         near *= scale
         far *= scale
         n = start + tl.arange(0, CHUNK)[:, None]
-        cos_high, cos_low = load_basis(columns_transposed, n, l, MW, PASSES)
-        sin_high, sin_low = load_basis(columns_transposed + 2 * MW * MW, n, l, MW, PASSES)
+        cos_high, cos_low = load_basis(columns_transposed, n, l, MW, MW, PASSES)
+        sin_high, sin_low = load_basis(columns_transposed + 2 * MW * MW, n, l, MW, MW, PASSES)
         cosines += right_dot(near + far, cos_high, cos_low, zero, PASSES)
         sines += right_dot(near - far, sin_high, sin_low, zero, PASSES)
 
@@ -218,8 +218,8 @@ def columns_forward_kernel(
     odd = tl.zeros((TH, TW), tl.float32)
     for start in range(0, (H + 1) // 2, CHUNK):
         m = start + tl.arange(0, CHUNK)[None, :]
-        cos_high, cos_low = load_basis(rows_basis, k, m, MH, PASSES)
-        sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, PASSES)
+        cos_high, cos_low = load_basis(rows_basis, k, m, MH, MH, PASSES)
+        sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, MH, PASSES)
         m = start + tl.arange(0, CHUNK)[:, None]
         top, bottom = _load_ends(for_even, m, MW, True, H, CHUNK)
         even += left_dot(cos_high, cos_low, scale * top + scale * bottom, PASSES)
@@ -281,8 +281,8 @@ def columns_inverse_kernel(
     odd = tl.zeros((TH, TW), tl.float32)
     for start in range(0, SLOTS, CHUNK):
         k = start + tl.arange(0, CHUNK)[None, :]
-        cos_high, cos_low = load_basis(rows_transposed, m, k, MH, PASSES)
-        sin_high, sin_low = load_basis(rows_transposed + 2 * MH * MH, m, k, MH, PASSES)
+        cos_high, cos_low = load_basis(rows_transposed, m, k, MH, MH, PASSES)
+        sin_high, sin_low = load_basis(rows_transposed + 2 * MH * MH, m, k, MH, MH, PASSES)
         k = start + tl.arange(0, CHUNK)[:, None]
         cosines = tl.load(for_even + k * MW, mask=inside & (k < SLOTS), other=0.0)
         sines = tl.load(for_odd + k * MW, mask=inside & (k < SLOTS), other=0.0)
@@ -325,8 +325,8 @@ def rows_inverse_kernel(
         cosines = tl.load(lines + l, mask=inside & (l < SLOTS), other=0.0)
         sines = tl.load(lines + (H * MW + l), mask=inside & (l < SLOTS), other=0.0)
         l = start + tl.arange(0, CHUNK)[:, None]
-        cos_high, cos_low = load_basis(columns_basis, l, n, MW, PASSES)
-        sin_high, sin_low = load_basis(columns_basis + 2 * MW * MW, l, n, MW, PASSES)
+        cos_high, cos_low = load_basis(columns_basis, l, n, MW, MW, PASSES)
+        sin_high, sin_low = load_basis(columns_basis + 2 * MW * MW, l, n, MW, MW, PASSES)
         even += right_dot(range_scale * cosines, cos_high, cos_low, zero, PASSES)
         odd += right_dot(range_scale * sines, sin_high, sin_low, zero, PASSES)
 

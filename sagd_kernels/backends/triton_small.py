@@ -1,0 +1,158 @@
+"""The filter on planes of up to 32 x 32 as a Triton kernel: a program takes one plane after another, whole.
+
+In the Hartley basis, cas(2 pi k m / N) = cos + sin, which is real, symmetric and its own inverse but for 1/N, a plane
+of H x W has the coefficients T = B_H x B_W. A weight w(k, l) whose parts even and odd in k alone are u and v takes them
+to u T - v T', T'(k, l) = T(-k, -l): two more products with mirrored bases, which a weight that is even in each
+frequency, as radial weights are, does without. An axis has M >= N slots, a power of two; those beyond are zero.
+
+Products are transposed so that the sums of one are an operand of the next in the registers where they are:
+
+    T^T = (B_W x^T) B_H,    y^T = u T^T - ...,    B_H (y^T)^T B_W.
+
+A plane passes through shared memory when it comes and when it goes, not between. The bases, and the weight where the
+planes of a program share it, are read once. Factors are pairs of float16, as the head of triton_kernels.py says.
+
+Cost per pixel: the plane in and out of device memory once; M multiply-adds for each of 4 or 6 products, 1 or 3 passes.
+"""
+
+import triton
+import triton.language as tl
+
+from .triton_functions import (
+    inverse_power_of_two,
+    inverse_square,
+    left_dot,
+    load_basis,
+    own_negative,
+    power_of_two,
+    right_dot,
+    scale_of,
+)
+
+EXPONENT = tl.constexpr(8)  # of the largest operand: sums of 32 times its products with cas are in float16's range
+
+
+@triton.jit
+def _plane(number, strides):
+    """The offset of a plane, its number along the first of three batch dimensions, the others' axes of the grid."""
+    return (
+        number.to(tl.int64) * strides[0]
+        + tl.program_id(1).to(tl.int64) * strides[1]
+        + tl.program_id(2).to(tl.int64) * strides[2]
+    )
+
+
+@triton.jit
+def _mirrored(k, N: tl.constexpr):
+    return tl.where((k > 0) & (k < N), N - k, k)
+
+
+@triton.jit
+def _weights(weight, k, l, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.constexpr):
+    """u and v at frequencies (k, l) of the whole plane, times 1 / (H W). With WHITEN of 1/w^2 where w > 0 and 0
+    elsewhere, and how many bins that is."""
+    inside = (k < H) & (l < W)
+    k = tl.minimum(k, H - 1)
+    l = tl.minimum(l, W - 1)
+    half = tl.minimum(l, _mirrored(l, W))  # the column of the half plane that has the bin or its conjugate
+    mirrored = _mirrored(k, H)
+    plus = tl.load(weight + (tl.where(half == l, k, mirrored) * (W // 2 + 1) + half))
+    minus = tl.load(weight + (tl.where(half == l, mirrored, k) * (W // 2 + 1) + half))
+    even = 0.5 * plus + 0.5 * minus
+    plus = tl.where(own_negative(l, W), even, plus)
+    minus = tl.where(own_negative(l, W), even, minus)
+    kept = 1.0
+    if WHITEN:
+        kept = tl.maximum(tl.sum(tl.where(inside & (plus > 0), 1.0, 0.0)), 1.0)
+        plus = inverse_square(plus)
+        minus = inverse_square(minus)
+    norm: tl.constexpr = 1 / (H * W)
+    even = 0.5 * norm * plus + 0.5 * norm * minus
+    odd = tl.where(own_negative(k, H), 0.0, 0.5 * norm * plus - 0.5 * norm * minus)
+    return even, odd, kept
+
+
+@triton.jit
+def _load(
+    plane, strides, m, n, H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, DENSE: tl.constexpr
+):  # fmt: skip
+    pointers = plane + ((m * W + n) if DENSE else (m * strides[3] + n * strides[4]))
+    if H == MH and W == MW:
+        return tl.load(pointers).to(tl.float32)
+    else:
+        return tl.load(pointers, mask=(m < H) & (n < W), other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _difference(
+    number, input, input_strides, target, target_strides, m, n,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, DENSE: tl.constexpr,
+):  # fmt: skip
+    """input - target, or input."""
+    x = _load(input + _plane(number, input_strides), input_strides, m, n, H, W, MH, MW, DENSE)
+    if target is not None:
+        x -= _load(target + _plane(number, target_strides), target_strides, m, n, H, W, MH, MW, DENSE)
+    return x
+
+
+@triton.jit
+def _coefficients(x, columns_high, columns_low, rows_high, rows_low, PASSES: tl.constexpr):
+    """T^T of a plane x."""
+    lines = left_dot(columns_high, columns_low, tl.trans(x), PASSES)
+    zero = tl.zeros((columns_high.shape[0], rows_high.shape[1]), tl.float32)
+    return right_dot(lines, rows_high, rows_low, zero, PASSES)
+
+
+@triton.jit(do_not_specialize=["planes", "planes_of_program"])
+def whole_filter_kernel(
+    output, plane_loss, output_strides, input, input_strides, target, target_strides, scale, scale_strides,
+    weight, weight_strides, columns_basis, rows_basis, planes, planes_of_program,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, SHARED: tl.constexpr,
+    DENSE: tl.constexpr, PASSES: tl.constexpr,
+):  # fmt: skip
+    """What triton_kernels.filter_kernel computes, for `planes_of_program` planes along the grid's first axis, which has
+    `planes`. SHARED: these have one weight.
+    """
+    WHITEN: tl.constexpr = target is not None
+    m = tl.arange(0, MH)[:, None]
+    n = tl.arange(0, MW)[None, :]
+    columns_high, columns_low = load_basis(columns_basis, tl.arange(0, MW)[:, None], n, MW, MW, PASSES)
+    rows_high, rows_low = load_basis(rows_basis, m, tl.arange(0, MH)[None, :], MH, MH, PASSES)
+    k = tl.arange(0, MH)[None, :]
+    l = tl.arange(0, MW)[:, None]
+    first = tl.program_id(0) * planes_of_program
+    if SHARED:
+        u, v, kept = _weights(weight + _plane(first, weight_strides), k, l, H, W, WHITEN)
+        mixed = tl.max(tl.abs(v)) > 0
+    for i in range(tl.minimum(planes - first, planes_of_program)):
+        number = first + i
+        if not SHARED:
+            u, v, kept = _weights(weight + _plane(number, weight_strides), k, l, H, W, WHITEN)
+            mixed = tl.max(tl.abs(v)) > 0
+        x = _difference(number, input, input_strides, target, target_strides, m, n, H, W, MH, MW, DENSE)
+        scale_in = power_of_two(tl.max(tl.abs(x)), EXPONENT)
+        t = _coefficients(x * scale_in, columns_high, columns_low, rows_high, rows_low, PASSES)
+        y = u * t
+        if mixed:
+            minus_l = _mirrored(tl.arange(0, MW), W)[:, None]
+            minus_k = _mirrored(tl.arange(0, MH), H)[:, None]
+            mirrored_high, mirrored_low = load_basis(columns_basis, minus_l, n, MW, MW, PASSES)
+            high, low = load_basis(rows_basis, minus_k, tl.arange(0, MH)[None, :], MH, MH, PASSES)
+            y -= v * _coefficients(x * scale_in, mirrored_high, mirrored_low, high, low, PASSES)
+
+        unscale = inverse_power_of_two(scale_in)
+        factor = scale_of(scale, _plane(number, scale_strides))
+        if target is not None:
+            tl.store(plane_loss + _plane(number, output_strides), tl.sum(t * y) * unscale * unscale / kept)
+            factor = H * W / kept
+        if output is not None:
+            scale_out = power_of_two(tl.max(tl.abs(y)), EXPONENT)
+            lines = left_dot(rows_high, rows_low, tl.trans(y * scale_out), PASSES)
+            zero = tl.zeros((MH, MW), tl.float32)
+            x = right_dot(lines, columns_high, columns_low, zero, PASSES)
+            x *= factor * unscale * inverse_power_of_two(scale_out)
+            pointers = output + _plane(number, output_strides) * (H * W) + m * W + n
+            if H == MH and W == MW:
+                tl.store(pointers, x)
+            else:
+                tl.store(pointers, x, mask=(m < H) & (n < W))
