@@ -46,7 +46,8 @@ class Options:
     contenders: tuple[str, ...] = tuple(CONTENDERS)
 
     def cases(self, threads: int) -> list[Case]:
-        cases = registry() if threads == self.cores else one_thread(registry())
+        cases = registry(self.device)
+        cases = cases if threads == self.cores else one_thread(cases)
         cases = quick(cases) if self.quick else cases
         return [case for case in cases if re.search(self.filter, case.name)]
 

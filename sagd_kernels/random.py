@@ -28,7 +28,7 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
     """
     source = generator.device if generator is not None else device
     drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, dtype=torch.int64, device=source)
-    return drawn.to(device=device, dtype=torch.uint64)  # the same 64 bits
+    return drawn.to(device).view(torch.uint64)
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
