@@ -134,6 +134,8 @@ def run(options: "Options", threads: list[int], output: Path | None, old: list[R
     from .contenders import CONTENDERS
 
     rows, problems = [], []
+    if options.device == "cuda":
+        process.in_children(options.cores, runner.compile_kernels, options)
     for number in threads:
         outcome = process.in_child(number, runner.run, options, number)
         rows += outcome.rows

@@ -392,3 +392,5 @@ CONTENDERS = {
         Contender("torch.fft, CUDA graph", _captured(_eager), devices=GPU, only=_launch_bound),
     ]
 }
+
+COMPILING = (OURS, "torch.compile", "sagd by triton")  # on a GPU, for each kind of case, and keep it on disk

@@ -18,7 +18,7 @@ from benchmarks.clocks import CpuClock
 from benchmarks.contenders import CONTENDERS, OURS, Contender
 from benchmarks.machine import Machine, describe
 from benchmarks.rows import Row, read_csv, write_csv
-from benchmarks.runner import Measurement, measure, tabulate
+from benchmarks.runner import Measurement, Options, compile_kernels, measure, tabulate
 
 CPU = torch.device("cpu")
 SMALL = (4, 3, 12, 10)
@@ -235,6 +235,25 @@ def test_a_child_process_is_pinned():
     assert os.sched_getaffinity(0) == affinity
     with pytest.raises(ValueError, match="threads: expected 1 to"):
         process.in_child(len(affinity) + 1, os.getpid)
+
+
+def test_several_children_run_each_its_part():
+    number = len(process.physical_cores())
+    assert process.in_children(number, pow, 2) == [2**n for n in range(number)]
+
+
+def test_every_case_is_compiled_once_and_a_failure_is_left_to_the_measurement(monkeypatch):
+    met = []
+
+    def fails(problem):
+        met.append(problem.case)
+        raise RuntimeError
+
+    monkeypatch.setitem(CONTENDERS, OURS, dataclasses.replace(CONTENDERS[OURS], prepare=fails))
+    options = Options("cpu", cores=2, seconds=0, filter="single call", contenders=(OURS, "torch.fft"))
+    for part in range(2):
+        compile_kernels(options, part)
+    assert len(met) == 5 and set(met) == set(options.cases(2))
 
 
 def test_rows_survive_the_csv(tmp_path):
