@@ -28,7 +28,7 @@ examples:
   python -m benchmarks --quick                          the few cases that tell most, under a minute
   python -m benchmarks --filter 'shaped_noise.*64x64'   the cases whose name matches a regular expression
   python -m benchmarks --list                           the names of the cases, and the contenders
-  python -m benchmarks --device cuda                    on a GPU: everything, about 4 minutes
+  python -m benchmarks --device cuda                    everything on a GPU
   python -m benchmarks --compare OLD.csv                run, then flag what became slower beyond noise
   python -m benchmarks --compare OLD.csv NEW.csv        the same of two runs that are there
   python -m benchmarks --plot                           results.md and the pictures of the last run

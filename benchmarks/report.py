@@ -110,8 +110,7 @@ def _mean(ratios: list[tuple[float, str]]) -> str:
 def markdown(rows: list[Row]) -> str:
     """The whole run: the machine, the summary, then every case."""
     parts = [f"# {rows[0].device}, {rows[0].date}", description(rows), "How to read this: docs/benchmarks.md."]
-    if any(row.group in ("targets", "single call") for row in rows):
-        parts += ["## Summary", *_summary(rows)]
+    parts += _summary(rows)
     for group, threads in dict.fromkeys((row.group, row.threads) for row in rows):
         chosen = [row for row in rows if (row.group, row.threads) == (group, threads)]
         where = "" if chosen[0].on_gpu else f", {_threads(threads)}"
@@ -120,12 +119,16 @@ def markdown(rows: list[Row]) -> str:
 
 
 def _summary(rows: list[Row]) -> list[str]:
-    means = "Geometric mean and worst of the sizes of the group *targets*"
-    if not rows[0].on_gpu:
-        return [f"{means}; how many times faster sagd is.", summary(rows)]
-    if not any(row.group == "targets" for row in rows):
+    """The section with the summary; empty where a part of the suite has nothing for it."""
+    on_gpu, groups = rows[0].on_gpu, {row.group for row in rows}
+    if not groups & ({"targets"} if on_gpu else {"targets", "single call"}):
         return []
-    return [f"{means}: the time of a copy over sagd's, and how many times faster sagd is.", gpu_summary(rows)]
+    parts = ["## Summary", "Geometric mean and worst of the sizes of the group *targets*"]
+    if on_gpu:
+        parts[1] += ": the time of a copy over sagd's, and how many times faster sagd is."
+        return [*parts, gpu_summary(rows)]
+    parts[1] += "; how many times faster sagd is."
+    return [*parts, summary(rows)]
 
 
 def description(rows: list[Row]) -> str:
