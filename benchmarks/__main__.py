@@ -28,6 +28,7 @@ examples:
   python -m benchmarks --quick                          the few cases that tell most, under a minute
   python -m benchmarks --filter 'shaped_noise.*64x64'   the cases whose name matches a regular expression
   python -m benchmarks --list                           the names of the cases, and the contenders
+  python -m benchmarks --device cuda                    everything on a GPU
   python -m benchmarks --compare OLD.csv                run, then flag what became slower beyond noise
   python -m benchmarks --compare OLD.csv NEW.csv        the same of two runs that are there
   python -m benchmarks --plot                           results.md and the pictures of the last run
@@ -49,7 +50,8 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         type=int,
         metavar="N",
-        help=f"numbers of threads; all cases run on the largest, the targets on the others too (here: {cores} and 1)",
+        help=f"numbers of threads; all cases run on the largest, the targets on the others too (here: {cores} and 1; "
+        f"beside a GPU {cores})",
     )
     p.add_argument("--seconds", type=float, default=0.1, help="time for each contender on each case (0.1)")
     p.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to run (cpu)")
@@ -80,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
         p.error(f"argument --compare: expected OLD or OLD NEW, got {len(args.compare)} files")
     try:
         if args.list:
-            return list_registry()
+            return list_registry(args.device)
         if args.plot:
             return plot(last_run(args.output) if args.plot == LAST else args.plot)
         if args.readme:
@@ -105,7 +107,8 @@ def run_options(args: argparse.Namespace) -> tuple["Options", list[int]]:
 
     clock_of(args.device)  # or there is no such device
     cores = len(process.physical_cores())
-    threads = sorted(set(args.threads or ([cores] if args.quick else [cores, 1])), reverse=True)
+    default = [cores] if args.quick or args.device == "cuda" else [cores, 1]
+    threads = sorted(set(args.threads or default), reverse=True)
     if threads[0] > cores or threads[-1] < 1:
         raise ValueError(f"argument --threads: expected 1 to {cores}, the physical cores here, got {args.threads}")
     names = args.contenders or [name for name in CONTENDERS if not (args.quick and name == "torch.compile")]
@@ -131,6 +134,8 @@ def run(options: "Options", threads: list[int], output: Path | None, old: list[R
     from .contenders import CONTENDERS
 
     rows, problems = [], []
+    if options.device == "cuda":
+        process.in_children(options.cores, runner.compile_kernels, options)
     for number in threads:
         outcome = process.in_child(number, runner.run, options, number)
         rows += outcome.rows
@@ -185,11 +190,11 @@ def _print_comparison(old: list[Row], new: list[Row]) -> int:
     return 1 if any(change.regressed for change in changes) else 0
 
 
-def list_registry() -> int:
+def list_registry(device: str) -> int:
     from .cases import registry
     from .contenders import CONTENDERS
 
-    print(*(case.name for case in registry()), sep="\n")
+    print(*(case.name for case in registry(device)), sep="\n")
     print("\ncontenders")
     for contender in CONTENDERS.values():
         print(f"  {contender.name}: {contender.missing() or contender.version()} ({', '.join(contender.devices)})")

@@ -16,7 +16,7 @@ from sagd_kernels import weights
 FORWARD, WITH_BACKWARD = "forward", "forward+backward"
 COLD, WARM = "cold", "warm"
 
-TARGET_SHAPES = [
+TRAINING_SHAPES = [
     (256, 1, 28, 28),
     (128, 3, 32, 32),
     (64, 3, 64, 64),
@@ -26,7 +26,8 @@ TARGET_SHAPES = [
     (2, 3, 512, 512),
     (4, 768, 16, 16),
 ]
-QUICK_SHAPES = [(128, 3, 32, 32), (64, 3, 64, 64), (8, 3, 256, 256)]
+QUICK_PLANES = [(32, 32), (64, 64), (256, 256)]
+GPU_PIXELS = 1 << 25  # of a tensor that keeps a GPU busy and exceeds its cache
 SINGLE_CALL = (1, 3, 32, 32)
 SQUARES = [28, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
 PRIMES = [31, 61, 97, 127, 251]
@@ -38,8 +39,8 @@ class Case:
     """One computation. `name` is what `--filter` searches.
 
     Attributes:
-        group: the question that the case answers: "targets", "single call", "cache", "bfloat16", "weights",
-            "gradients" or "sizes".
+        group: the question that the case answers: "targets", "training", "single call", "cache", "bfloat16",
+            "weights", "gradients" or "sizes".
         operator: the name of a function of `sagd_kernels`.
         shape: [N, C, H, W].
         direction: "forward+backward" takes the gradient in the input.
@@ -94,31 +95,47 @@ def _operators(group: str, shape: tuple[int, int, int, int], **options) -> Itera
     yield Case(group, "whitened_mse", shape, direction=WITH_BACKWARD, **options)
 
 
-def registry() -> list[Case]:
-    """Every case, in the order in which they run."""
-    cases = []
-    for shape in TARGET_SHAPES:
+def target_shapes(device: str) -> list[tuple[int, int, int, int]]:
+    """Training's batches; on a GPU, which these hardly occupy, the same samples in batches that fill it."""
+    return TRAINING_SHAPES if device == "cpu" else [_batch(GPU_PIXELS, *shape[1:]) for shape in TRAINING_SHAPES]
+
+
+def registry(device: str = "cpu") -> list[Case]:
+    """Every case for a kind of device, in the order in which they run."""
+    cases, targets = [], target_shapes(device)
+    of_plane = {shape[-2:]: shape for shape in targets}
+    medium, large, latents = (of_plane[plane] for plane in ((64, 64), (256, 256), (16, 16)))
+    for shape in targets:
         cases += _operators("targets", shape)
+    if device == "cuda":  # whose launches take longer than the work, if the input is where the step before left it
+        for shape in TRAINING_SHAPES:
+            cases += _operators("training", shape, cache=WARM)
     cases += _operators("single call", SINGLE_CALL, cache=WARM)
-    for shape in QUICK_SHAPES:
-        cases.append(Case("cache", "spectral_filter", shape, scale=True, cache=WARM))
-    for shape in [(64, 3, 64, 64), (8, 3, 256, 256)]:
+    if device == "cpu":
+        for plane in QUICK_PLANES:
+            cases.append(Case("cache", "spectral_filter", of_plane[plane], scale=True, cache=WARM))
+    for shape in (medium, large):
         cases += _operators("bfloat16", shape, dtype=torch.bfloat16)
-    for shape in [(64, 3, 64, 64), (4, 768, 16, 16)]:
+    for shape in (medium, latents):
         cases.append(Case("weights", "spectral_filter", shape, scale=True, weight="per_channel"))
         cases.append(Case("weights", "shaped_noise", shape, scale=True, weight="per_channel"))
-    cases.append(Case("gradients", "spectral_filter", (64, 3, 64, 64), direction=WITH_BACKWARD, scale=True))
-    cases.append(Case("gradients", "whitened_mse", (64, 3, 64, 64)))
-    for height, width in [*((n, n) for n in SQUARES + PRIMES), *NON_SQUARE]:
-        shape = (max(1, 131072 // (height * width)), 3, height, width)
-        cases.append(Case("sizes", "spectral_filter", shape))
-        cases.append(Case("sizes", "shaped_noise", shape, scale=True))
+    cases.append(Case("gradients", "spectral_filter", medium, direction=WITH_BACKWARD, scale=True))
+    cases.append(Case("gradients", "whitened_mse", medium))
+    pixels = {"cpu": 3 << 17, "cuda": GPU_PIXELS}[device]
+    for plane in [*((n, n) for n in ([16] if device == "cuda" else []) + SQUARES + PRIMES), *NON_SQUARE]:
+        cases.append(Case("sizes", "spectral_filter", _batch(pixels, 3, *plane)))
+        cases.append(Case("sizes", "shaped_noise", _batch(pixels, 3, *plane), scale=True))
     return cases
+
+
+def _batch(pixels: int, *sample: int) -> tuple[int, int, int, int]:
+    """As many samples [C, H, W] as have at most so many pixels, but at least one."""
+    return max(1, pixels // math.prod(sample)), *sample
 
 
 def quick(cases: list[Case]) -> list[Case]:
     """The few that tell most: three of the targets' sizes and the single call."""
-    return [c for c in cases if c.group == "single call" or (c.group == "targets" and c.shape in QUICK_SHAPES)]
+    return [c for c in cases if c.group == "single call" or (c.group == "targets" and c.shape[-2:] in QUICK_PLANES)]
 
 
 def one_thread(cases: list[Case]) -> list[Case]:
@@ -138,17 +155,17 @@ class Problem:
 
     def __init__(self, case: Case, device: torch.device, threads: int, cache_bytes: int) -> None:
         self.case, self.device, self.threads = case, device, threads
-        generator = torch.Generator().manual_seed(0)
+        generator, on = torch.Generator(device).manual_seed(0), {"device": device}
         kinds = max(case.tensors_read, 2 if case.direction == WITH_BACKWARD else 0)
         one_call = max(1, kinds * case.pixels * case.dtype.itemsize)
         self.copies = max(2, math.ceil(2 * cache_bytes / one_call)) if case.cache == COLD and kinds else 1
-        originals = [torch.randn(case.shape, generator=generator).to(device, case.dtype) for _ in range(kinds)]
+        originals = [torch.randn(case.shape, generator=generator, **on).to(case.dtype) for _ in range(kinds)]
         copied = [[x.clone() for _ in range(self.copies)] for x in originals]
         self.inputs, self.targets = (*copied, [], [])[:2]
         height, width = case.shape[-2:]
-        exponents = {"power_law": -0.5, "per_channel": -torch.rand(case.shape[1], generator=generator)}
-        self.weight = weights.power_law(height, width, exponents[case.weight]).to(device)
-        factors = torch.rand(2, case.shape[0], generator=generator).add(0.5).to(device)
+        exponents = {"power_law": -0.5, "per_channel": -torch.rand(case.shape[1], generator=generator, **on)}
+        self.weight = weights.power_law(height, width, exponents[case.weight], **on)
+        factors = torch.rand(2, case.shape[0], generator=generator, **on).add(0.5)
         self.signal_scale, self.noise_scale = factors
         self.scale = self.noise_scale if case.scale else None
 

@@ -47,16 +47,15 @@ class Check:
 
     @cached_property
     def _expected(self) -> list[Tensor]:
-        """The reference of a deterministic case."""
-        problem, case, weight = self.problem, self.problem.case, self.problem.weight.cpu()
+        """The reference of a deterministic case, computed on its device in float64."""
+        problem, case, weight = self.problem, self.problem.case, self.problem.weight
         backward = case.direction == WITH_BACKWARD
-        input = problem.inputs[0].cpu().double().requires_grad_(backward)
-        target = problem.targets[0].cpu() if problem.targets else None
+        input = problem.inputs[0].double().requires_grad_(backward)
+        target = problem.targets[0] if problem.targets else None
         if case.operator == "whitened_mse":
             loss = reference.whitened_mse(input, target, weight)
             return [loss.detach(), *(torch.autograd.grad(loss, input) if backward else ())]
-        scale = None if problem.scale is None else problem.scale.cpu()
-        filtered = reference.spectral_filter(input, weight, scale)
+        filtered = reference.spectral_filter(input, weight, problem.scale)
         return list(torch.autograd.grad(filtered, input, target.double())) if backward else [filtered]
 
 
@@ -109,13 +108,14 @@ def _check_drawn(problem: Problem, call: Call, results: tuple[Tensor, ...], whit
         # a bin's power has variance 1 and its negative's is the same; its own negative's has variance 2 and counts once
         allowed = SIGMAS * (2 / (len(draws) * case.shape[0] * case.shape[1] * len(band))) ** 0.5
         if not abs(mean - 1) <= allowed:
-            raise WrongResult(f"power of a band over that of the weight: {mean:.3f}, expected 1 +- {allowed:.3f}")
+            raise WrongResult(f"power of a band over that of the weight: {mean:.4f}, expected 1 +- {allowed:.1g}")
 
 
 def _compare(results, expected, tolerance: float) -> None:
     _check_sizes(results, [e.shape for e in expected])
     for n, (result, truth) in enumerate(zip(results, expected, strict=True)):
-        error = ((result.cpu().double() - truth.cpu()).norm() / truth.norm()).item()
+        truth = truth.to(result.device)
+        error = ((result.double() - truth).norm() / truth.norm()).item()
         if not error <= tolerance:  # also where it is not a number
             raise WrongResult(f"result {n}: relative error {error:.1e}, allowed {tolerance:.1e}")
 

@@ -36,10 +36,10 @@ def measure(clock: Clock) -> Limits:
     target = torch.zeros_like(source)
     copy_time = _best(clock, lambda i: target.copy_(source), 8)
     flops = 0.0
-    for n in (512, 1024, 2048):
+    for n in (512, 1024, 2048) if device.type == "cpu" else (4096, 8192):
         a = torch.randn(n, n, device=device)
         b, c = torch.randn_like(a), torch.empty_like(a)
-        flops = max(flops, 2 * n**3 / _best(clock, lambda i, a=a, b=b, c=c: torch.mm(a, b, out=c), 4096 // n))
+        flops = max(flops, 2 * n**3 / _best(clock, lambda i, a=a, b=b, c=c: torch.mm(a, b, out=c), max(2, 4096 // n)))
     return Limits(2 * source.numel() / copy_time, flops)
 
 

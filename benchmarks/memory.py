@@ -4,8 +4,8 @@ On the CPU the kernel's own count is read, because not every contender allocates
 back, the process's high-water mark (VmHWM) is reset, and the call's peak over the resident size before it, less its
 results, is what it took. A call on a batch of one sample comes first, so that neither code that is loaded on first use
 nor scratch of a size that does not depend on the batch counts: the number says what grows with the data. It is good
-to about 0.1 MB. On a GPU it is the allocator's peak. Run it in a fresh process: what a library keeps for later use
-would hide in the calls of the next.
+to about 0.1 MB. It takes a fresh process: what a library keeps for later use would hide in the calls of the next. On a
+GPU it is the peak of torch's allocator, which counts exactly.
 """
 
 import ctypes
@@ -21,17 +21,18 @@ from .contenders import CONTENDERS, OURS
 from .process import in_child
 from .rows import Row
 
-SHAPE = (32, 3, 128, 128)
+PLANE = (128, 128)
 CONTENDERS_MEASURED = (OURS, "torch.fft")  # those that need no plans and allocate in the call alone
 
 
 def fill(rows: list[Row], cases: list[Case], device: str, threads: int) -> None:
-    """Measure the targets of one shape, each in a process of its own, and write the result into their rows."""
+    """Measure the targets of one size and write the result into their rows."""
+    apart = in_child if device == "cpu" else lambda threads, function, *args: function(*args)
     measured = {(row.case, row.contender): row for row in rows if row.threads == threads}
     for case in cases:
         for name in CONTENDERS_MEASURED:
-            if case.group == "targets" and case.shape == SHAPE and (case.name, name) in measured:
-                measured[case.name, name].extra_bytes = in_child(threads, extra_bytes, case, name, device, threads)
+            if case.group == "targets" and case.shape[-2:] == PLANE and (case.name, name) in measured:
+                measured[case.name, name].extra_bytes = apart(threads, extra_bytes, case, name, device, threads)
 
 
 def extra_bytes(case: Case, contender: str, device: str, threads: int) -> int:

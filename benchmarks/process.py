@@ -58,9 +58,22 @@ def keep_freed_memory() -> None:
 
 def in_child(threads: int, function: Callable[..., T], *args) -> T:
     """function(*args) in a fresh process pinned to `threads` cores; its exceptions are raised here."""
-    spawn = get_context("spawn")
-    with _pinned(threads), ProcessPoolExecutor(1, mp_context=spawn, initializer=keep_freed_memory) as pool:
+    with _pool(1, threads) as pool:
         return pool.submit(function, *args).result()
+
+
+def in_children(number: int, function: Callable[..., T], *args) -> list[T]:
+    """function(*args, n) for n = 0 .. number - 1, at the same time, each in a fresh process on as many cores."""
+    with _pool(number, number) as pool:
+        tasks = [pool.submit(function, *args, n) for n in range(number)]
+        return [task.result() for task in tasks]
+
+
+@contextmanager
+def _pool(processes: int, threads: int) -> Iterator[ProcessPoolExecutor]:
+    spawn = get_context("spawn")
+    with _pinned(threads), ProcessPoolExecutor(processes, mp_context=spawn, initializer=keep_freed_memory) as pool:
+        yield pool
 
 
 def core_seconds() -> tuple[float, float]:

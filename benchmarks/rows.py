@@ -23,6 +23,7 @@ class Row:
 
     Attributes:
         case, group, what, size, dtype, weight, cache: see `cases.Case`; `case` is its name.
+        threads: of the CPU; a GPU's rows have them for the processes beside it.
         median_us .. p75_us: microseconds per call over `samples` samples.
         others_share: of the time of the cores in use, what other processes took while the case was measured.
         ns_per_pixel, gb_per_s: of the median; the latter for the case's one-pass bytes.
@@ -66,6 +67,10 @@ class Row:
     peers: str
     missing: str
     date: str
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.instruction_set == "cuda"
 
     @property
     def identity(self) -> Identity:

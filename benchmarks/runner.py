@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +24,7 @@ from . import limits
 from .cases import Case, Problem, one_thread, quick, registry
 from .checks import Check, WrongResult
 from .clocks import Call, Clock, clock_of
-from .contenders import CONTENDERS, OURS, Contender
+from .contenders import COMPILING, CONTENDERS, OURS, Contender
 from .machine import Machine, describe
 from .process import core_seconds
 from .rows import Row
@@ -46,7 +46,8 @@ class Options:
     contenders: tuple[str, ...] = tuple(CONTENDERS)
 
     def cases(self, threads: int) -> list[Case]:
-        cases = registry() if threads == self.cores else one_thread(registry())
+        cases = registry(self.device)
+        cases = cases if threads == self.cores else one_thread(cases)
         cases = quick(cases) if self.quick else cases
         return [case for case in cases if re.search(self.filter, case.name)]
 
@@ -101,6 +102,20 @@ def run(options: Options, threads: int) -> Outcome:
         title = f"[{threads} thread{'s' * (threads > 1)}, {number}/{len(cases)}] {case.name}"
         _progress(title, rows, measurement.problems)
     return outcome
+
+
+def compile_kernels(options: Options, part: int) -> None:
+    """Have one of `cores` parts of the cases computed once by those who compile for each: the caches on disk keep it.
+
+    On a GPU this takes longer than the measurement if it has to wait for each case in turn.
+    """
+    device = clock_of(options.device).device
+    for case in options.cases(options.cores)[part :: options.cores]:
+        problem = Problem(case, device, 1, cache_bytes=0)
+        for contender in (CONTENDERS[name] for name in options.contenders if name in COMPILING):
+            if contender.takes(case, device) and not contender.missing():
+                with suppress(Exception):  # which the measurement meets again and reports
+                    contender.prepare(problem)(0)
 
 
 def measure(case: Case, contenders: Iterable[Contender], clock: Clock, threads: int, seconds: float) -> Measurement:

@@ -18,7 +18,7 @@ from benchmarks.clocks import CpuClock
 from benchmarks.contenders import CONTENDERS, OURS, Contender
 from benchmarks.machine import Machine, describe
 from benchmarks.rows import Row, read_csv, write_csv
-from benchmarks.runner import Measurement, measure, tabulate
+from benchmarks.runner import Measurement, Options, compile_kernels, measure, tabulate
 
 CPU = torch.device("cpu")
 SMALL = (4, 3, 12, 10)
@@ -62,25 +62,40 @@ def row(contender: str = OURS, **changes) -> Row:
 
 
 def test_every_case_has_a_name_of_its_own_and_is_computed_by_the_library_and_by_torch():
-    names = [case.name for case in registry()]
-    assert len(set(names)) == len(names)
-    eager = [CONTENDERS[OURS], CONTENDERS["torch.fft"]]
-    assert all(contender.takes(case, CPU) for case in registry() for contender in eager)
+    for device in ("cpu", "cuda"):
+        names = [case.name for case in registry(device)]
+        assert len(set(names)) == len(names)
+        eager = [CONTENDERS[OURS], CONTENDERS["torch.fft"]]
+        assert all(contender.takes(case, torch.device(device)) for case in registry(device) for contender in eager)
 
 
-def test_the_targets_are_every_computation_on_every_size():
-    targets = {(case.what, case.shape) for case in registry() if case.group == "targets"}
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_targets_are_every_computation_on_every_size(device):
+    targets = {(case.what, case.shape) for case in registry(device) if case.group == "targets"}
     computations = {what for what, _ in targets}
     assert computations == {
         "spectral_filter", "spectral_filter+scale", "shaped_noise+scale", "add_noise", "whitened_mse backward"
     }  # fmt: skip
-    assert targets == {(what, shape) for what in computations for shape in cases.TARGET_SHAPES}
+    assert targets == {(what, shape) for what in computations for shape in cases.target_shapes(device)}
 
 
-def test_a_quick_run_is_a_part_of_the_whole():
-    quick = cases.quick(registry())
-    assert {case.what for case in quick} == {case.what for case in registry() if case.group == "targets"}
-    assert set(quick) < set(registry())
+def test_a_gpus_targets_fill_it_and_its_training_batches_are_the_cpus_targets():
+    of_group = {group: [c for c in registry("cuda") if c.group == group] for group in ("targets", "sizes", "training")}
+    for case in of_group["targets"] + of_group["sizes"]:
+        assert 0.9 * cases.GPU_PIXELS < case.pixels <= cases.GPU_PIXELS and case.cache == COLD
+    cpus = [dataclasses.replace(c, group="training", cache=WARM) for c in registry() if c.group == "targets"]
+    assert of_group["training"] == cpus
+    graphs = [CONTENDERS[name] for name in ("sagd, CUDA graph", "torch.fft, CUDA graph")]
+    for group, cases_of_group in of_group.items():
+        assert all(g.takes(c, torch.device("cuda")) == (group == "training") for g in graphs for c in cases_of_group)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_quick_run_is_a_part_of_the_whole(device):
+    every = registry(device)
+    quick = cases.quick(every)
+    assert {case.what for case in quick} == {case.what for case in every if case.group == "targets"}
+    assert len({case.shape for case in quick}) == 4 and set(quick) < set(every)
 
 
 def test_cold_data_does_not_fit_the_cache_and_warm_data_is_one_copy():
@@ -222,6 +237,25 @@ def test_a_child_process_is_pinned():
         process.in_child(len(affinity) + 1, os.getpid)
 
 
+def test_several_children_run_each_its_part():
+    number = len(process.physical_cores())
+    assert process.in_children(number, pow, 2) == [2**n for n in range(number)]
+
+
+def test_every_case_is_compiled_once_and_a_failure_is_left_to_the_measurement(monkeypatch):
+    met = []
+
+    def fails(problem):
+        met.append(problem.case)
+        raise RuntimeError
+
+    monkeypatch.setitem(CONTENDERS, OURS, dataclasses.replace(CONTENDERS[OURS], prepare=fails))
+    options = Options("cpu", cores=2, seconds=0, filter="single call", contenders=(OURS, "torch.fft"))
+    for part in range(2):
+        compile_kernels(options, part)
+    assert len(met) == 5 and set(met) == set(options.cases(2))
+
+
 def test_rows_survive_the_csv(tmp_path):
     case = COMPUTATIONS[3]
     names = OURS, "torch.fft", "torch.randn"
@@ -286,18 +320,63 @@ def test_the_report_has_every_case_and_the_machine():
         assert expected in text
 
 
-def test_the_readme_changes_between_its_markers_alone(tmp_path):
-    readme, csv = tmp_path / "README.md", tmp_path / "benchmarks" / "results" / "cpu-x" / "results.csv"
-    readme.write_text(f"before\n{report.README_START}\nold\n{report.README_END}\nafter\n")
+def a_gpu_run() -> list[Row]:
+    """Two sizes of which sagd reaches 90% and 40% of the copy bandwidth, and a training batch, in a graph as well."""
+    machine = {"instruction_set": "cuda", "device": "a GPU", "cores": 16, "threads": 16}
+    times = {
+        ("a", "7x1x8x8", "targets"): {OURS: 10, "torch.fft": 20, "sagd by cuda": 10, "torch.randn": 5},
+        ("b", "7x3x9x8", "targets"): {OURS: 10, "torch.fft": 80, "sagd by cuda": 10, "torch.compile": 30},
+        ("c", "1x1x8x8", "training"): {OURS: 4, "torch.fft": 12, "sagd, CUDA graph": 2, "torch.fft, CUDA graph": 3},
+    }
+    shares = {"a": 0.9, "b": 0.4, "c": 0.1}
+    rows = []
+    for (case, size, group), contenders in times.items():
+        for name, us in contenders.items():
+            ratio = us / contenders[OURS]
+            numbers = {"median_us": us, "speedup": ratio, "share_of_copy": shares[case] / ratio}
+            rows.append(row(name, case=case, size=size, group=group, **numbers, **machine))
+    return rows
+
+
+def test_the_summary_of_a_gpu_is_a_line_for_each_computation():
+    lines = report.gpu_summary(a_gpu_run()).splitlines()
+    expected = "| `spectral_filter` | 60% | 40% (7x3x9x8) | 4x | 2x (7x1x8x8) | 3x | 0.5x | 3x | 1.5x |"
+    assert lines[2:] == [expected]
+    text = report.markdown(a_gpu_run())
+    assert expected in text and "## Targets\n" in text and "16 cores beside it" in text and "threads" not in text
+
+
+def test_the_library_by_a_backend_or_in_a_graph_is_no_peer():
+    graph, peer = (row(name, median_us=300.0) for name in ("sagd, CUDA graph", "torch.fft"))
+    old = [row(), row("sagd, CUDA graph"), row("torch.fft")]
+    assert report.compare(old, [row(), graph, old[2]])[1] == 1
+    assert report.compare(old, [row(), old[1], peer])[1] == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line", "picture"),
+    [(a_run(), "| torch.fft | 4x |", "speedup.png"), (a_gpu_run(), "| 60% | 40% (7x3x9x8) |", "share_of_copy.png")],
+    ids=["cpu", "gpu"],
+)
+def test_the_readme_changes_between_its_markers_alone(tmp_path, rows, line, picture):
+    readme, csv = tmp_path / "README.md", tmp_path / "benchmarks" / "results" / "x" / "results.csv"
+    start, end = report.readme_markers(rows[0].on_gpu)
+    others = "\n".join(report.readme_markers(not rows[0].on_gpu))
+    readme.write_text(f"{others}\nbefore\n{start}\nold\n{end}\nafter\n")
     for _ in range(2):
-        report.update_readme(readme, csv, a_run())
+        report.update_readme(readme, csv, rows)
     text = readme.read_text()
-    assert text.startswith(f"before\n{report.README_START}") and text.endswith(f"{report.README_END}\nafter\n")
-    assert "old" not in text and "| torch.fft | 4x |" in text
-    assert "(benchmarks/results/cpu-x/speedup.png)" in text
-    readme.write_text(f"{report.README_END} {report.README_START}")
+    assert text.startswith(f"{others}\nbefore\n{start}") and text.endswith(f"{end}\nafter\n")
+    assert "old" not in text and line in text
+    assert f"(benchmarks/results/x/{picture})" in text
+    readme.write_text(f"{end} {start}")
     with pytest.raises(ValueError, match="benchmarks:start"):
-        report.update_readme(readme, csv, a_run())
+        report.update_readme(readme, csv, rows)
+
+
+def test_the_readme_has_the_markers_of_both_kinds_of_device():
+    text = (command.ROOT / "README.md").read_text()
+    assert all(text.count(marker) == 1 for on_gpu in (False, True) for marker in report.readme_markers(on_gpu))
 
 
 def test_plots_are_drawn_from_the_rows(tmp_path):
@@ -306,7 +385,9 @@ def test_plots_are_drawn_from_the_rows(tmp_path):
 
     rows = [*a_run(), *(row(name, group="sizes", size="1x3x31x31", ns_per_pixel=2.0) for name in (OURS, "FFTW"))]
     assert [path.name for path in draw(rows, tmp_path)] == [report.SPEEDUP_PLOT, report.SIZES_PLOT]
-    assert all((tmp_path / name).stat().st_size > 5000 for name in (report.SPEEDUP_PLOT, report.SIZES_PLOT))
+    rows = [*a_gpu_run(), *(dataclasses.replace(r, group="sizes") for r in a_gpu_run() if r.case != "c")]
+    assert [path.name for path in draw(rows, tmp_path)] == [report.SHARE_PLOT, report.SIZES_PLOT]
+    assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir()) and len([*tmp_path.iterdir()]) == 3
 
 
 # ---- regressions ---------------------------------------------------------------------------------------------------

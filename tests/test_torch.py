@@ -466,6 +466,20 @@ def test_devices_without_kernels_run_the_composite(operator, monkeypatch):
 
 
 @each_operator
+def test_the_composite_stays_on_its_device(operator):
+    """The meta device holds no values: what strays to another, or waits for a value of this one, is an error there."""
+    x, key, weight, scale = (t.to("meta") for t in (torch.randn(SIZE), KEY, random_weight(3, 8, 6), torch.rand(2)))
+    args = {
+        "spectral_filter": (x, weight, scale),
+        "shaped_noise": (key, SIZE, weight, scale),
+        "add_noise": (x, key, weight, scale, 1 - scale),
+        "whitened_mse": (x, x.flip(0), weight),
+    }[operator]
+    results = apply_composite(operator, *args)
+    assert all(result.is_meta for result in (results if isinstance(results, tuple) else (results,)))
+
+
+@each_operator
 @pytest.mark.parametrize("size", [(2, 3, 28, 27), (2, 1, 7), (0, 3, 8, 6)], ids=str)
 def test_the_composite_agrees_with_the_kernels(operator, size):
     x, weight, scale = torch.randn(size), random_weight(*size[-2:]), torch.rand(size[0])
