@@ -89,7 +89,7 @@ int main() {
   run(RegisterSquare<8, 1, 64, 1>{}, true);
   run(RegisterSquare<8, 1, 64, 1>{}, false);
   run(RegisterSquare<32, 2, 64, 1>{}, true);
-  run(RegisterSquare<64, 2, 64, 1>{}, true, 3);
+  run(RegisterSquare<64, 2, 64, 1>{}, true, 17);
   run_mean();
   run_passes_of(FixedLines<4, 8, 1, FixedAxis<4, 3>>{}, FixedLines<4, 24, 1, FixedAxis<4, 2>>{});
   std::puts("ran");

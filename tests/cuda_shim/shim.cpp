@@ -75,6 +75,11 @@ void switch_to_scheduler() {
   swapcontext(own, &scheduler);
 }
 
+void wait_at(State barrier) {
+  fibers[place.thread]->state = barrier;
+  switch_to_scheduler();
+}
+
 void run_thread() {
   __tsan_acquire(&launch_edge);
   (*kernel)();
@@ -150,24 +155,23 @@ const char* name(const void* kernel) {
 void barrier() {
   const unsigned arrived = round;
   __tsan_release(&barrier_edge[arrived % 2]);
-  fibers[place.thread]->state = State::at_block_barrier;
-  switch_to_scheduler();
+  wait_at(State::at_block_barrier);
   __tsan_acquire(&barrier_edge[arrived % 2]);
 }
 
 void warp_barrier() {
   char* edge = &warp_edge[generation % 2][place.thread / warp_size];
   __tsan_release(edge);
-  fibers[place.thread]->state = State::at_warp_barrier;
-  switch_to_scheduler();
+  wait_at(State::at_warp_barrier);
   __tsan_acquire(edge);
 }
 
+// It makes the warp's threads meet, but promises nothing about the order of their accesses to memory.
 float shuffle(float x, unsigned lanes) {
   given[place.thread] = x;
-  warp_barrier();
+  wait_at(State::at_warp_barrier);
   const float other = given[place.thread ^ lanes];
-  warp_barrier();
+  wait_at(State::at_warp_barrier);
   return other;
 }
 
