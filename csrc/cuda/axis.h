@@ -179,4 +179,15 @@ struct FixedShape {
   static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10, never_staged = !always_staged;
 };
 
+// One whose plane is held by `ranks` blocks together (cluster.h).
+template <int ranks_, int threads_, int min_blocks_, class Columns, class Rows>
+struct ClusterShape : FixedShape<threads_, min_blocks_, Columns, Rows> {
+  static_assert(Columns::length % (2 * ranks_) == 0 && Rows::length % (2 * ranks_) == 0 && Rows::radix(0) % 2 == 0);
+  static constexpr int ranks = ranks_;
+  static constexpr int block_columns = Rows::length / 2 / ranks, block_rows = Columns::length / 2 / ranks;
+  static constexpr int pitch = block_rows | 1;  // of the row storage, which is also walked along its rows
+};
+template <class Shape>
+concept Clustered = requires { Shape::ranks; };
+
 }  // namespace sagd::cuda

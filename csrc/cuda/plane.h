@@ -20,7 +20,7 @@
 
 namespace sagd::cuda {
 
-// ---- the spectrum of a packed row, whose frequency l lies at at(l) ---------------------------------------------------
+// ---- the spectrum of a packed row, whose frequency l lies at at(l) --------------------------------------------------
 
 // The first packed row holds the spectra of rows 0 and H / 2, each of a real row.
 template <bool measure, class Shape, class At>
@@ -129,6 +129,10 @@ class PlaneTransform {
     inverse_rows(true);
     return sum;
   }
+
+  // Of what the threads of a plane have summed, and whether it is they who report it: clusters have more to do here.
+  __device__ __forceinline__ Complex<double> total(Complex<double> sum) const { return sum; }
+  __device__ __forceinline__ bool first() const { return true; }
 
   // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
   __device__ __forceinline__ void noise_rows(const Stream& stream, const WeightTable& weight) {

@@ -46,9 +46,10 @@ struct Operands {
 template <class Shape>
 void run(const Shape& shape, bool one_weight) {
   const Operands operands(shape.columns.length, shape.rows.length, one_weight);
-  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, nullptr);
-  launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, nullptr);
-  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, nullptr);
+  std::vector<float> tables(operands.weight.size());
+  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, tables.data(), nullptr);
+  launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, tables.data(), nullptr);
+  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, tables.data(), nullptr);
 }
 
 void run_mean() {
@@ -85,6 +86,7 @@ int main() {
   run(FixedShape<8, 1, FixedAxis<4, 2>, FixedAxis<4, 2>>{}, false);
   run(FixedShape<5, 1, FixedAxis<3, 3>, FixedAxis<5, 3>>{}, true);
   run(FixedShape<16, 1, FixedAxis<16>, FixedAxis<16>>{}, true);
+  run(ClusterShape<2, 24, 1, FixedAxis<4, 2>, FixedAxis<4, 2>>{}, true);
   run_mean();
   run_passes_of(FixedLines<4, 8, 1, FixedAxis<4, 3>>{}, FixedLines<4, 24, 1, FixedAxis<4, 2>>{});
   std::puts("ran");

@@ -26,19 +26,20 @@ void __tsan_release(void*) {}
 namespace sagd::cuda {
 
 constexpr size_t guard_bytes = 1024;
-alignas(1024) unsigned char shared_memory[shim::shared_capacity + guard_bytes];  // what the kernels declare extern
+alignas(1024) unsigned char shared_memory[shim::all_shared_bytes];  // what the kernels declare extern
 
 }  // namespace sagd::cuda
 
 namespace shim {
 namespace {
 
+using sagd::cuda::guard_bytes;
 using sagd::cuda::shared_memory;
 
 constexpr size_t stack_bytes = 128 << 10;
 constexpr unsigned no_synchronisation = 1;  // of the fiber switches, for ThreadSanitizer: only barriers order accesses
 
-enum class State { ready, waiting, done };
+enum class State { ready, waiting, at_cluster_barrier, done };
 
 struct Fiber {
   ucontext_t context;
@@ -56,8 +57,8 @@ Place place;
 ucontext_t scheduler;
 void* scheduler_sanitizer;
 const std::function<void()>* kernel;
-char launch_edge, barrier_edge[2], end_edge;  // what the sanitizer hangs the order of accesses on
-unsigned generation;
+char launch_edge, barrier_edge[2], cluster_edge[2], end_edge;  // what the sanitizer hangs the order of accesses on
+unsigned generation, cluster_generation;
 
 int resident_here(const char*, int threads, size_t shared_bytes) {
   constexpr int warps_per_multiprocessor = 16;
@@ -65,10 +66,12 @@ int resident_here(const char*, int threads, size_t shared_bytes) {
   return std::min(by_memory, std::max(warps_per_multiprocessor / warps, 1));
 }
 
-constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, nullptr};
+constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, 2, resident_here, nullptr};
+
+Fiber& running() { return *fibers[place.rank * place.threads + place.thread]; }
 
 void switch_to_scheduler() {
-  ucontext_t* own = &fibers[place.thread]->context;
+  ucontext_t* own = &running().context;
   __tsan_switch_to_fiber(scheduler_sanitizer, no_synchronisation);
   swapcontext(own, &scheduler);
 }
@@ -77,7 +80,7 @@ void run_thread() {
   __tsan_acquire(&launch_edge);
   (*kernel)();
   __tsan_release(&end_edge);
-  fibers[place.thread]->state = State::done;
+  running().state = State::done;
   switch_to_scheduler();
 }
 
@@ -90,34 +93,60 @@ void start(Fiber& fiber) {
   fiber.state = State::ready;
 }
 
-// Lets every thread run to its next barrier, or to its end; returns how many are at a barrier.
-unsigned run_to_barrier() {
-  unsigned waiting = 0;
+// Lets every thread of a block run to its next barrier, or to its end, which all of them meet in the same state.
+State run_to_barrier() {
   for (place.thread = 0; place.thread < place.threads; ++place.thread) {
-    Fiber& fiber = *fibers[place.thread];
+    Fiber& fiber = running();
     if (fiber.state == State::done) continue;
     fiber.state = State::ready;
     __tsan_switch_to_fiber(fiber.sanitizer, no_synchronisation);
     swapcontext(&scheduler, &fiber.context);
-    waiting += fiber.state == State::waiting;
   }
   ++generation;
-  return waiting;
+  place.thread = 0;
+  const State state = running().state;
+  for (; place.thread < place.threads; ++place.thread) {
+    if (running().state != state) throw std::runtime_error("shim: not all threads reached a barrier");
+  }
+  return state;
 }
 
-void run_block(size_t shared_bytes) {
-  std::memset(shared_memory, 0xff, sizeof(shared_memory));  // NaN
+// A cluster of blocks, most often of one: each runs alone until it waits for the others.
+void run_cluster(unsigned ranks, size_t shared_bytes) {
+  const unsigned first = place.block;
+  const size_t used = ranks > 1 ? ranks * cluster_stride : shared_capacity + guard_bytes;
+  if (used > sizeof(shared_memory)) throw std::runtime_error("shim: a cluster of too many blocks");
+  std::memset(shared_memory, 0xff, used);  // NaN
   __tsan_release(&launch_edge);
-  for (unsigned thread = 0; thread < place.threads; ++thread) start(*fibers[thread]);
+  for (unsigned fiber = 0; fiber < ranks * place.threads; ++fiber) start(*fibers[fiber]);
   unsigned waiting;
   do {
-    waiting = run_to_barrier();
-    if (waiting != 0 && waiting != place.threads) throw std::runtime_error("shim: not all threads reached a barrier");
+    waiting = 0;
+    for (place.rank = 0; place.rank < ranks; ++place.rank) {
+      place.block = first + place.rank;
+      State state;
+      while ((state = run_to_barrier()) == State::waiting) {}
+      waiting += state == State::at_cluster_barrier;
+    }
+    ++cluster_generation;
+    if (waiting != 0 && waiting != ranks) throw std::runtime_error("shim: not all blocks reached a cluster's barrier");
   } while (waiting > 0);
   __tsan_acquire(&end_edge);
-  for (size_t i = shared_bytes; i < sizeof(shared_memory); ++i) {
-    if (shared_memory[i] != 0xff) throw std::runtime_error("shim: a write behind the shared memory");
+  place.rank = 0;
+  place.block = first;
+  for (unsigned rank = 0; rank < ranks; ++rank) {
+    const size_t end = ranks > 1 ? (rank + 1) * cluster_stride : used;
+    for (size_t i = rank * cluster_stride + shared_bytes; i < end; ++i) {
+      if (shared_memory[i] != 0xff) throw std::runtime_error("shim: a write behind the shared memory");
+    }
   }
+}
+
+void wait(State state, char* edge) {
+  __tsan_release(edge);
+  running().state = state;
+  switch_to_scheduler();
+  __tsan_acquire(edge);
 }
 
 }  // namespace
@@ -133,20 +162,16 @@ const char* name(const void* kernel) {
   return symbol.dli_sname;
 }
 
-void barrier() {
-  const unsigned arrived = generation;
-  __tsan_release(&barrier_edge[arrived % 2]);
-  fibers[place.thread]->state = State::waiting;
-  switch_to_scheduler();
-  __tsan_acquire(&barrier_edge[arrived % 2]);
-}
+void barrier() { wait(State::waiting, &barrier_edge[generation % 2]); }
+void cluster_barrier() { wait(State::at_cluster_barrier, &cluster_edge[cluster_generation % 2]); }
+int cluster_rank() { return int(place.rank); }
 
-void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
-  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
+void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body, unsigned ranks) {
+  while (fibers.size() < ranks * threads) fibers.push_back(std::make_unique<Fiber>());
   scheduler_sanitizer = __tsan_get_current_fiber();
   kernel = &body;
-  place = {0, 0, blocks, threads};
-  for (place.block = 0; place.block < blocks; ++place.block) run_block(shared_bytes);
+  place = {0, 0, blocks, threads, 0};
+  for (; place.block < blocks; place.block += ranks) run_cluster(ranks, shared_bytes);
 }
 
 }  // namespace shim
@@ -158,4 +183,5 @@ extern "C" void shim_use_small_device(int shared_bytes_per_block, int l2_bytes) 
   shim::device = shim::here_device;
   shim::device.number = shim::device.shared_bytes_per_block = shared_bytes_per_block;
   shim::device.l2_bytes = l2_bytes;
+  shim::device.clusters = 0;
 }
