@@ -62,7 +62,10 @@ def test_values(operator, size, capability, poisoned_memory):
         assert_close(results[1], residual, residual.float())
     assert ("order_weights" in launches[0].kernel.name) == (size == (128, 128))
     main = launches[size == (128, 128)]
-    assert len(launches) == 1 + (operator == "whitened_mse") + (size == (128, 128)) and main.kernel.target == f"sm_{capability}"
+    assert (
+        len(launches) == 1 + (operator == "whitened_mse") + (size == (128, 128))
+        and main.kernel.target == f"sm_{capability}"
+    )
     if size == (64, 64):
         assert main.counters.traffic("global", None, 4 * 6 * 64 * 64).sector_efficiency == 1
         assert main.counters.traffic("shared").conflict_degree < 1.06  # the tables are filled for a single plane
