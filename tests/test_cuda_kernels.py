@@ -20,8 +20,8 @@ ANY = [
     (192, 210), (210, 128), (240, 210),
 ]  # fmt: skip
 SMALL_SIZES = [(2, 3), (6, 5), (8, 8), (9, 14), (16, 16), (28, 28)]
-# Planes that no block of an H100 holds.
-LARGE = [(256, 240), (245, 256)]
+# Planes that no block of an H100 holds: of a cluster, and in passes.
+LARGE = [(256, 256), (256, 240), (245, 256)]
 LARGEST = [(512, 512), (1024, 1024), (320, 1024), (60, 1000), (625, 729)]
 
 
@@ -115,7 +115,7 @@ def test_every_dtype_and_more_planes_than_fit_at_a_time(operator, dtype, size):
     assert_cuda_close(operator, *args, **kwargs)
 
 
-@sizes((6, 5), (16, 16), (28, 28), InPasses((36, 45)), InPasses((45, 49)))
+@sizes((6, 5), (16, 16), (28, 28), (128, 128), InPasses((36, 45)), InPasses((45, 49)))
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_strides_weights_and_scales_of_any_broadcast(operator, size):
     height, width = size
@@ -207,13 +207,16 @@ def test_the_plan_says_which_planes_there_are_kernels_for(shared_bytes, largest,
 
     smooth = [n for n in range(1, 1025) if all(p in (2, 3, 5, 7) for p in prime_factors(n))]
     for n in smooth:
-        assert plan(n, n).startswith("three passes") == (n > largest), n
+        in_clusters = n == 256 and shared_bytes == H100
+        assert plan(n, n).startswith("three passes") == (n > largest and not in_clusters), n
         assert plan(n, n) and plan(n, 2) and plan(2, n), n
     assert not plan(11, 8) and not plan(8, 13) and not plan(1050, 1)
     assert not plan(11, 1024) and not plan(1024, 1022) and not plan(300, 1050)
     assert plan(96, 80) == "columns 12 x 8, rows 10 x 8 points, 160 threads a plane"
     passes = "three passes: rows 16 x 16 points, 16 pairs at a time, columns 12 x 5 x 5 points, 16 at a time"
     assert plan(300, 256) == passes
+    if shared_bytes == H100:  # the device here
+        assert plan(256, 256) == "columns 16 x 16, rows 16 x 16 points, in clusters of 8 blocks"
     for n in filter(lambda n: n <= largest, smooth):
         assert ("weight read from memory" in plan(n, n)) == (n > staged or n in (128, 160, 192)), n
 

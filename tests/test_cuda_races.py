@@ -10,7 +10,7 @@ import pytest
 from cuda_shim.build import ROOT, SHIM, build_sanitized
 
 CSRC = ROOT / "csrc"
-BARRIER = re.compile(r"(__syncthreads|__syncwarp|wait_for_plane<.*>)\(\);")
+BARRIER = re.compile(r"(__syncthreads|__syncwarp|cluster_barrier|wait_for_plane<.*>)\(\);")
 BARRIERS = [
     (path.name, match.start())
     for path in sorted((CSRC / "cuda").glob("*.h"))
@@ -44,5 +44,5 @@ def test_without_any_one_barrier_there_is_a_race(tmp_path, name, position):
     shutil.copytree(CSRC, csrc)
     source = csrc / "cuda" / name
     text = source.read_text()
-    source.write_text(text[:position] + "{}" + text[BARRIER.match(text, position).end() :])
+    source.write_text(text[:position] + BARRIER.sub("{}", text[position:], count=1))
     assert races(tmp_path, csrc) != ""

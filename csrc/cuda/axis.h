@@ -192,4 +192,15 @@ struct RegisterSquare
   static constexpr bool adjacent = lanes == 1;  // packed columns are columns 2 j and 2 j + 1
 };
 
+// One whose plane is held by `ranks` blocks together (cluster.h).
+template <int ranks_, int threads_, int min_blocks_, class Columns, class Rows>
+struct ClusterShape : FixedShape<threads_, min_blocks_, Columns, Rows> {
+  static_assert(Columns::length % (2 * ranks_) == 0 && Rows::length % (2 * ranks_) == 0 && Rows::radix(0) % 2 == 0);
+  static constexpr int ranks = ranks_;
+  static constexpr int block_columns = Rows::length / 2 / ranks, block_rows = Columns::length / 2 / ranks;
+  static constexpr int pitch = block_rows | 1;  // of the row storage, which is also walked along its rows
+};
+template <class Shape>
+concept Clustered = requires { Shape::ranks; };
+
 }  // namespace sagd::cuda

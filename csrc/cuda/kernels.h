@@ -7,6 +7,7 @@
 #include <bit>
 #include <type_traits>
 
+#include "cuda/cluster.h"
 #include "cuda/plane.h"
 #include "cuda/register_plane.h"
 
@@ -176,7 +177,7 @@ __device__ __forceinline__ Weight<map> weight_of(const Job& job, const Shape& sh
 // threads of a slot without a plane (plane = -1) keep the same barriers. The next plane begins without a barrier: body
 // must have one after its last use of the weight, and a thread may last read only points that it is first to write.
 template <WeightMap map, bool measure, class Shape, class Body>
-__device__ __forceinline__ void for_planes(const Call<Shape>& call, Body&& body) {
+__device__ __forceinline__ void for_block_planes(const Call<Shape>& call, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Shape& shape = call.shape;
   const Job& job = call.job;
@@ -207,6 +208,12 @@ __device__ __forceinline__ void for_planes(const Call<Shape>& call, Body&& body)
     Transform transform(shape, shared, shared.planes + slot * plane_points(shape), thread, idle);
     body(transform, weight, idle ? -1 : plane, slot, shared);
   }
+}
+
+template <WeightMap map, bool measure, class Shape, class Body>
+__device__ __forceinline__ void for_planes(const Call<Shape>& call, Body&& body) {
+  if constexpr (Clustered<Shape>) return for_cluster_planes<measure>(call, body);
+  else return for_block_planes<map, measure>(call, body);
 }
 
 namespace kernel {
@@ -329,9 +336,9 @@ SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape
         const Point part = transform.template forward<true>(difference, weight, filter);
         const int thread = int(threadIdx.x) - slot * shape.threads;
         const Complex<double> sum =
-            sum_of<Shape::in_a_warp>(shared.sums + slot * shape.threads, thread, shape.threads, part);
+            transform.total(sum_of<Shape::in_a_warp>(shared.sums + slot * shape.threads, thread, shape.threads, part));
         const double kept = sum.im > 0 ? sum.im : 1;
-        if (thread == 0 && plane >= 0) call.job.plane_loss[plane] = sum.re / kept;
+        if (thread == 0 && plane >= 0 && transform.first()) call.job.plane_loss[plane] = sum.re / kept;
         if (!filter) return;
         const float scale = float(pixels(shape) / kept);
         S* to = output_plane<S>(call.job.output, shape, valid);

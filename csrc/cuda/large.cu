@@ -1,3 +1,4 @@
+#include "cuda/clusters.h"
 #include "cuda/large_host.h"
 #include "cuda/operators.h"
 
@@ -31,7 +32,12 @@ int64_t chunk_of(const Job& job, const Passes& passes) {
 
 int64_t workspace_bytes(const Job& job) {
   const size_t limit = size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  if (fits_block(job.height, job.width, limit)) return table_bytes(job, limit);
+  if (takes_cluster(job.height, job.width)) return table_bytes(job);
+  if (fits_block(job.height, job.width, limit)) {
+    bool staged = false;
+    with_shape(job.height, job.width, [&](const auto& shape) { staged = stages_weight(shape, limit); });
+    return staged ? 0 : table_bytes(job);
+  }
   const Passes passes = passes_of(job);
   const int64_t sums = job.plane_loss ? job.planes * passes.slabs * int64_t(sizeof(Complex<double>)) : 0;
   return chunk_of(job, passes) * job.height * packed_columns(job) * int64_t(sizeof(Point)) + sums;

@@ -1,4 +1,5 @@
-// Planes larger than a block's shared memory: three passes over a workspace of half spectra.
+// Planes larger than a block's shared memory, but for those of cluster.h: three passes over a workspace of half
+// spectra.
 //
 //   forward_rows    A block takes some pairs of rows. Rows 2 i and 2 i + 1 of a plane are the real and imaginary part
 //                   of one complex line (an odd one out has a zero partner); their spectra come apart on the way out.

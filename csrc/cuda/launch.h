@@ -7,6 +7,7 @@
 #include <string>
 #include <tuple>
 
+#include "cuda/clusters.h"
 #include "cuda/kernels.h"
 #include "cuda/large_host.h"
 #include "cuda/operators.h"
@@ -94,6 +95,17 @@ void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shap
                               blocks.shared_bytes, static_cast<cudaStream_t>(stream)));
 }
 
+template <Clustered Shape>
+void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shape, bool measure, void* workspace,
+            void* stream) {
+  if (job.planes == 0) return;
+  Call<Shape> call{job, shape, 1, 0, static_cast<float*>(workspace), {}, {}};
+  const std::vector<uint16_t> rows = order_rows(shape);
+  std::copy(rows.begin(), rows.end(), call.rows);
+  launch_order(call, stream);
+  Clusters<Shape>(kernel, measure).launch(call, stream);
+}
+
 // Calls f.operator()<S>() with the stored type of a dtype.
 template <class F>
 void with_stored_type(Dtype dtype, F&& f) {
@@ -105,14 +117,17 @@ void with_stored_type(Dtype dtype, F&& f) {
   }
 }
 
-// Calls f.operator()<S>(shape) for a job whose planes fit a block's shared memory; others take the passes of large.h.
+// Calls f.operator()<S>(shape) for a job whose planes fit the shared memory of a block or of a cluster; others take the
+// passes of large.h.
 template <bool draws = false, class F>
 void with_kernel(const Job& job, void* workspace, void* stream, F&& f) {
   with_stored_type(job.dtype, [&]<class S>() {
+    const auto with = [&](const auto& shape) { f.template operator()<S>(shape); };
+    if (takes_cluster(job.height, job.width)) return void(with_cluster_shape(job.height, job.width, with));
     if (!fits_block(job.height, job.width, size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)))) {
       return run_passes(job, workspace, stream);
     }
-    with_shape<draws>(job.height, job.width, [&](const auto& shape) { f.template operator()<S>(shape); });
+    with_shape<draws>(job.height, job.width, with);
   });
 }
 

@@ -1,5 +1,6 @@
 #include <string>
 
+#include "cuda/clusters.h"
 #include "cuda/large_host.h"
 #include "cuda/operators.h"
 
@@ -17,6 +18,14 @@ std::string describe(const A& axis) {
 
 std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes_) {
   const size_t limit = size_t(shared_bytes_);
+  if (limit == size_t(shared_bytes_per_block()) && takes_cluster(height, width)) {  // the current device
+    std::string text;
+    with_cluster_shape(height, width, [&](const auto& shape) {
+      text = "columns " + describe(shape.columns) + ", rows " + describe(shape.rows) + " points, in clusters of " +
+             std::to_string(shape.ranks) + " blocks";
+    });
+    return text;
+  }
   if (!fits_block(height, width, limit)) {
     const auto passes = passes_for(height, width, limit);
     if (!passes) return "";

@@ -20,11 +20,11 @@
 
 namespace sagd::cuda {
 
-// ---- the spectrum of a packed row, whose frequency l lies at at(l) ---------------------------------------------------
+// ---- the spectrum of a packed row, whose frequency l lies at at(l) --------------------------------------------------
 
 // The first packed row holds the spectra of rows 0 and H / 2, each of a real row.
 template <bool measure, class Shape, class At>
-__device__ __forceinline__ void weigh_packed_row(const Shape& shape, const RowPair& pair, const WeightTable& weight,
+__device__ __forceinline__ void weigh_packed_row(const Shape& shape, RowPair pair, const WeightTable& weight,
                                                  int l, At&& at, Point& sum) {
   const bool odd = shape.columns.length % 2;
   float w_top, w_bottom;
@@ -34,7 +34,7 @@ __device__ __forceinline__ void weigh_packed_row(const Shape& shape, const RowPa
 }
 
 template <class Shape, class At>
-__device__ __forceinline__ void draw_packed_row(const Shape& shape, const RowPair& pair, const Stream& stream,
+__device__ __forceinline__ void draw_packed_row(const Shape& shape, RowPair pair, const Stream& stream,
                                                 const WeightTable& weight, int l, At&& at) {
   const int height = shape.columns.length, width = shape.rows.length;
   const bool real = l == 0 || 2 * l == width;
@@ -49,7 +49,7 @@ __device__ __forceinline__ void draw_packed_row(const Shape& shape, const RowPai
 
 // Of any other packed row.
 template <class Shape, class At>
-__device__ __forceinline__ void draw_row(const Shape& shape, const RowPair& pair, const Stream& stream,
+__device__ __forceinline__ void draw_row(const Shape& shape, RowPair pair, const Stream& stream,
                                          const WeightTable& weight, int l, At&& at) {
   const int height = shape.columns.length, width = shape.rows.length;
   const bool own_negative = l == 0 || 2 * l == width, upper = 2 * pair.k > height;
@@ -91,6 +91,10 @@ class PlaneTransform {
   __device__ __forceinline__ void inverse(Write&& write) {
     columns().inverse(write);
   }
+
+  // Of what the threads of a plane have summed, and whether it is they who report it: clusters have more to do here.
+  __device__ __forceinline__ Complex<double> total(Complex<double> sum) const { return sum; }
+  __device__ __forceinline__ bool first() const { return true; }
 
   // The spectrum of weighted noise, drawn where it is used, and its inverse row transforms.
   __device__ __forceinline__ void draw(const Stream& stream, const WeightTable& weight) {

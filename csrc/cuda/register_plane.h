@@ -123,6 +123,10 @@ class RegisterTransform {
     }
   }
 
+  // As PlaneTransform's.
+  __device__ __forceinline__ Complex<double> total(Complex<double> sum) const { return sum; }
+  __device__ __forceinline__ bool first() const { return true; }
+
  private:
   // ---- two lanes of a line ------------------------------------------------------------------------------------------
 

@@ -34,13 +34,16 @@ using Square160 = FixedShape<448, 2, FixedAxis<10, 16>, FixedAxis<16, 10>>;
 using Square192 = FixedShape<768, 1, FixedAxis<12, 16>, FixedAxis<16, 12>>;
 using Square224 = FixedShape<896, 1, FixedAxis<14, 16>, FixedAxis<16, 14>>;
 
+// One that the blocks of a cluster hold together.
+using Square256 = ClusterShape<8, 256, 3, FixedAxis<16, 16>, FixedAxis<16, 16>>;
+
 // The cheapest stages for a length of factors 2, 3, 5 and 7: by arithmetic, and a pass through shared memory for each.
 // Empty for other lengths.
 inline std::vector<int> factorize(int length, int largest = radices[0]) {
   if (length == 1) return {};
   const auto cost = [](const std::vector<int>& stages) {
     double sum = stages.empty() ? std::numeric_limits<double>::infinity() : 0;
-    for (int radix : stages) sum += 10 + (radix == 16 ? 10 : radix == 14 ? 10 : radix == 8 ? 6.75 : radix > 5 ? 8 : radix);
+    for (int radix : stages) sum += 10 + (radix >= 14 ? 10 : radix == 8 ? 6.75 : radix > 5 ? 8 : radix);
     return sum;
   };
   std::vector<int> best;
@@ -113,6 +116,13 @@ bool with_shape(int64_t height, int64_t width, F&& f) {
   return shape.has_value();
 }
 
+// The same of a plane that the blocks of a cluster hold together, where the device has clusters.
+template <class F>
+bool with_cluster_shape(int64_t height, int64_t width, F&& f) {
+  if (height == 256 && width == 256) return f(Square256{}), true;
+  return false;
+}
+
 // Shared memory of a block, in bytes.
 template <class Shape>
 size_t shared_bytes(const Shape& shape, int planes_per_block, int tables, bool measure) {
@@ -143,15 +153,10 @@ inline int64_t number_weights(const BatchIndex& weights, BatchIndex& number) {
   return count;
 }
 
-// Bytes of device memory for the weight tables of a job whose planes fit a block.
-inline int64_t table_bytes(const Job& job, size_t limit) {
-  int64_t bytes = 0;
+// Bytes of device memory for the weight tables of a job.
+inline int64_t table_bytes(const Job& job) {
   BatchIndex number;
-  with_shape(job.height, job.width, [&](const auto& shape) {
-    if (stages_weight(shape, limit)) return;
-    bytes = number_weights(job.weight.batch, number) * shape.columns.length * shape.orbits * int64_t(sizeof(float));
-  });
-  return bytes;
+  return number_weights(job.weight.batch, number) * job.height * (job.width / 2 + 1) * int64_t(sizeof(float));
 }
 
 // Whether a block's shared memory, so many bytes, holds a plane: what the loss needs fits every operator.

@@ -1,7 +1,7 @@
 // CUDA for the CPU: with this directory first on the include path, g++ compiles csrc/cuda/*.cu as it stands.
 //
-// A thread of CUDA is a fiber, a block's fibers take turns at their barriers, blocks run one after another. Covered is
-// what the kernels use: barriers, dynamic shared memory, launches and the functions below. What memory holds before
+// A thread of CUDA is a fiber, a block's fibers take turns at their barriers, blocks run one after another, but those of a
+// cluster take turns at the cluster's barriers. Covered is what the kernels use: barriers, dynamic shared memory, launches and the functions below. What memory holds before
 // it is written is NaN; a block whose threads do not all meet at a barrier, or that writes behind its shared memory,
 // is an error. Special functions are those of the C++ library: they differ from a GPU's by a few roundings.
 #pragma once
@@ -33,7 +33,7 @@ struct dim3 {
 namespace shim {
 
 struct Place {
-  unsigned block, thread, blocks, threads;
+  unsigned block, thread, blocks, threads, rank;  // rank: of the block in its cluster
 };
 
 // Where the running fiber is.
@@ -43,13 +43,14 @@ void barrier();
 void warp_barrier();
 // x of the thread of the warp whose number differs in the bits of `lanes`.
 float shuffle(float x, unsigned lanes);
-// Runs a kernel: body once on every thread of every block.
-void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body);
+// Runs a kernel: body once on every thread of every block, `ranks` blocks in a cluster.
+void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body, unsigned ranks = 1);
 
 // The device that the functions below describe. At first it has an H100's shared memory, so few multiprocessors that
 // blocks take many planes, and runs kernels here; emulators of the same kernels' PTX put theirs in its place.
 struct Device {
   int number, shared_bytes_per_block, multiprocessors, l2_bytes;
+  int clusters;  // that it holds at a time; 0: it knows none
   // Blocks of a kernel that a multiprocessor holds; the kernel is named as in its PTX.
   int (*resident)(const char* kernel, int threads, size_t shared_bytes);
   // A launch, unless null: the parameters one behind the other, each where its alignment puts it, and where among them
@@ -59,6 +60,17 @@ struct Device {
 };
 extern Device device;
 constexpr size_t shared_capacity = 227 << 10;  // of the memory that kernels share here
+constexpr size_t cluster_stride = 80 << 10;    // from block to block of a cluster
+constexpr size_t all_shared_bytes = 8 * cluster_stride;
+
+// For the threads of a cluster; see csrc/cuda/cluster.h.
+void cluster_barrier();
+int cluster_rank();
+inline unsigned char* own_memory(unsigned char* memory) { return memory + cluster_rank() * cluster_stride; }
+template <class T>
+T* peer_memory(T* mine, int rank) {
+  return reinterpret_cast<T*>(reinterpret_cast<char*>(mine) + (rank - cluster_rank()) * int64_t(cluster_stride));
+}
 
 // The name of a kernel as in its PTX.
 const char* name(const void* kernel);
@@ -117,7 +129,8 @@ enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMultiProcessorCount,
-  cudaDevAttrL2CacheSize
+  cudaDevAttrL2CacheSize,
+  cudaDevAttrClusterLaunch
 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 
@@ -132,6 +145,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) 
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = device.shared_bytes_per_block, cudaSuccess;
     case cudaDevAttrMultiProcessorCount: return *value = device.multiprocessors, cudaSuccess;
     case cudaDevAttrL2CacheSize: return *value = device.l2_bytes, cudaSuccess;
+    case cudaDevAttrClusterLaunch: return *value = device.clusters > 0, cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
@@ -163,5 +177,36 @@ cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void**
     }
     shim::run(grid.x, block.x, shared_bytes, [&] { kernel(*static_cast<std::remove_const_t<P>*>(arguments[i])...); });
   }(std::index_sequence_for<P...>{});
+  return cudaSuccess;
+}
+
+// Clusters: of one attribute, their size.
+enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  struct {
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
+struct cudaLaunchConfig_t {
+  dim3 grid, block;
+  size_t shared_bytes;
+  cudaStream_t stream;
+  cudaLaunchAttribute* attrs;
+  unsigned numAttrs;
+};
+
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
+  return *clusters = shim::device.clusters, cudaSuccess;
+}
+
+template <class... P>
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), const std::type_identity_t<P>&... arguments) {
+  const unsigned ranks = config->attrs->val.clusterDim.x;
+  if (config->shared_bytes > shim::cluster_stride || config->grid.x % ranks) return cudaErrorInvalidValue;
+  shim::run(config->grid.x, config->block.x, config->shared_bytes, [&] { kernel(arguments...); }, ranks);
   return cudaSuccess;
 }

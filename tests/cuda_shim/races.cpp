@@ -11,7 +11,7 @@ using namespace sagd::cuda;
 
 namespace {
 
-constexpr int planes = 300;  // more than all blocks hold at a time, except where few are asked for
+constexpr int planes = 300;  // more than all blocks hold at a time, as are fewer where the planes are large
 
 // What a job of `planes` planes points to.
 struct Operands {
@@ -47,9 +47,10 @@ template <class Shape>
 void run(const Shape& shape, bool one_weight, int most_planes = planes) {
   Operands operands(shape.columns.length, shape.rows.length, one_weight);
   operands.job.planes = std::min(planes, most_planes);
-  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, nullptr, nullptr);
-  launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, nullptr, nullptr);
-  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, nullptr, nullptr);
+  std::vector<float> tables(operands.weight.size());
+  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, tables.data(), nullptr);
+  launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, tables.data(), nullptr);
+  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, tables.data(), nullptr);
 }
 
 void run_mean() {
@@ -90,6 +91,7 @@ int main() {
   run(RegisterSquare<8, 1, 64, 1>{}, false);
   run(RegisterSquare<32, 2, 64, 1>{}, true);
   run(RegisterSquare<64, 2, 64, 1>{}, true, 17);
+  run(ClusterShape<2, 24, 1, FixedAxis<4, 2>, FixedAxis<4, 2>>{}, true);
   run_mean();
   run_passes_of(FixedLines<4, 8, 1, FixedAxis<4, 3>>{}, FixedLines<4, 24, 1, FixedAxis<4, 2>>{});
   std::puts("ran");

@@ -26,20 +26,21 @@ void __tsan_release(void*) {}
 namespace sagd::cuda {
 
 constexpr size_t guard_bytes = 1024;
-alignas(1024) unsigned char shared_memory[shim::shared_capacity + guard_bytes];  // what the kernels declare extern
+alignas(1024) unsigned char shared_memory[shim::all_shared_bytes];  // what the kernels declare extern
 
 }  // namespace sagd::cuda
 
 namespace shim {
 namespace {
 
+using sagd::cuda::guard_bytes;
 using sagd::cuda::shared_memory;
 
 constexpr unsigned warp_size = 32;
 constexpr size_t stack_bytes = 128 << 10;
 constexpr unsigned no_synchronisation = 1;  // of the fiber switches, for ThreadSanitizer: only barriers order accesses
 
-enum class State { ready, at_warp_barrier, at_block_barrier, done };
+enum class State { ready, at_warp_barrier, at_block_barrier, at_cluster_barrier, done };
 
 struct Fiber {
   ucontext_t context;
@@ -57,9 +58,10 @@ Place place;
 ucontext_t scheduler;
 void* scheduler_sanitizer;
 const std::function<void()>* kernel;
-char launch_edge, barrier_edge[2], warp_edge[2][1024 / warp_size], end_edge;  // for the sanitizer: the order of accesses
+// what the sanitizer hangs the order of accesses on
+char launch_edge, warp_edge[2][1024 / warp_size], block_edge[2], cluster_edge[2], end_edge;
+unsigned warp_generation, block_generation, cluster_generation;
 float given[1024];  // to shuffles
-unsigned round, generation;  // barriers of the block, and of all warps
 
 int resident_here(const char*, int threads, size_t shared_bytes) {
   constexpr int warps_per_multiprocessor = 16;
@@ -67,24 +69,21 @@ int resident_here(const char*, int threads, size_t shared_bytes) {
   return std::min(by_memory, std::max(warps_per_multiprocessor / warps, 1));
 }
 
-constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, nullptr};
+constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, 2, resident_here, nullptr};
+
+Fiber& running() { return *fibers[place.rank * place.threads + place.thread]; }
 
 void switch_to_scheduler() {
-  ucontext_t* own = &fibers[place.thread]->context;
+  ucontext_t* own = &running().context;
   __tsan_switch_to_fiber(scheduler_sanitizer, no_synchronisation);
   swapcontext(own, &scheduler);
-}
-
-void wait_at(State barrier) {
-  fibers[place.thread]->state = barrier;
-  switch_to_scheduler();
 }
 
 void run_thread() {
   __tsan_acquire(&launch_edge);
   (*kernel)();
   __tsan_release(&end_edge);
-  fibers[place.thread]->state = State::done;
+  running().state = State::done;
   switch_to_scheduler();
 }
 
@@ -97,25 +96,26 @@ void start(Fiber& fiber) {
   fiber.state = State::ready;
 }
 
-// Lets some threads run to their next barrier, or to their end; returns where all of them are then.
+// Lets some threads of a block run to their next barrier, or to their end, which all of them meet in the same state.
 State run_to_barrier(unsigned first, unsigned end) {
   for (place.thread = first; place.thread < end; ++place.thread) {
-    Fiber& fiber = *fibers[place.thread];
+    Fiber& fiber = running();
     if (fiber.state == State::done) continue;
     fiber.state = State::ready;
     __tsan_switch_to_fiber(fiber.sanitizer, no_synchronisation);
     swapcontext(&scheduler, &fiber.context);
   }
-  ++generation;
-  const State state = fibers[first]->state;
-  for (unsigned thread = first; thread < end; ++thread) {
-    if (fibers[thread]->state != state) throw std::runtime_error("shim: not all threads reached a barrier");
+  ++warp_generation;
+  place.thread = first;
+  const State state = running().state;
+  for (; place.thread < end; ++place.thread) {
+    if (running().state != state) throw std::runtime_error("shim: not all threads reached a barrier");
   }
   return state;
 }
 
-// The same, of all warps to the block's next barrier.
-State run_to_block_barrier() {
+// The same, of all warps of a block to a barrier that is not of a warp alone.
+State run_warps_to_barrier() {
   State state = State::done;
   for (unsigned first = 0; first < place.threads; first += warp_size) {
     const unsigned end = std::min(first + warp_size, place.threads);
@@ -125,18 +125,49 @@ State run_to_block_barrier() {
     if (first > 0 && of_warp != state) throw std::runtime_error("shim: not all threads reached a barrier");
     state = of_warp;
   }
+  ++block_generation;
   return state;
 }
 
-void run_block(size_t shared_bytes) {
-  std::memset(shared_memory, 0xff, sizeof(shared_memory));  // NaN
+// A cluster of blocks, most often of one: each runs alone until it waits for the others.
+void run_cluster(unsigned ranks, size_t shared_bytes) {
+  const unsigned first = place.block;
+  const size_t used = ranks > 1 ? ranks * cluster_stride : shared_capacity + guard_bytes;
+  if (used > sizeof(shared_memory)) throw std::runtime_error("shim: a cluster of too many blocks");
+  std::memset(shared_memory, 0xff, used);  // NaN
   __tsan_release(&launch_edge);
-  for (unsigned thread = 0; thread < place.threads; ++thread) start(*fibers[thread]);
-  while (run_to_block_barrier() == State::at_block_barrier) ++round;
+  for (unsigned fiber = 0; fiber < ranks * place.threads; ++fiber) start(*fibers[fiber]);
+  unsigned waiting;
+  do {
+    waiting = 0;
+    for (place.rank = 0; place.rank < ranks; ++place.rank) {
+      place.block = first + place.rank;
+      State state;
+      while ((state = run_warps_to_barrier()) == State::at_block_barrier) {}
+      waiting += state == State::at_cluster_barrier;
+    }
+    ++cluster_generation;
+    if (waiting != 0 && waiting != ranks) throw std::runtime_error("shim: not all blocks reached a cluster's barrier");
+  } while (waiting > 0);
   __tsan_acquire(&end_edge);
-  for (size_t i = shared_bytes; i < sizeof(shared_memory); ++i) {
-    if (shared_memory[i] != 0xff) throw std::runtime_error("shim: a write behind the shared memory");
+  place.rank = 0;
+  place.block = first;
+  for (unsigned rank = 0; rank < ranks; ++rank) {
+    const size_t end = ranks > 1 ? (rank + 1) * cluster_stride : used;
+    for (size_t i = rank * cluster_stride + shared_bytes; i < end; ++i) {
+      if (shared_memory[i] != 0xff) throw std::runtime_error("shim: a write behind the shared memory");
+    }
   }
+}
+
+void wait(State barrier) {
+  running().state = barrier;
+  switch_to_scheduler();
+}
+void wait(State barrier, char* edge) {
+  __tsan_release(edge);
+  wait(barrier);
+  __tsan_acquire(edge);
 }
 
 }  // namespace
@@ -152,35 +183,26 @@ const char* name(const void* kernel) {
   return symbol.dli_sname;
 }
 
-void barrier() {
-  const unsigned arrived = round;
-  __tsan_release(&barrier_edge[arrived % 2]);
-  wait_at(State::at_block_barrier);
-  __tsan_acquire(&barrier_edge[arrived % 2]);
-}
-
-void warp_barrier() {
-  char* edge = &warp_edge[generation % 2][place.thread / warp_size];
-  __tsan_release(edge);
-  wait_at(State::at_warp_barrier);
-  __tsan_acquire(edge);
-}
+void warp_barrier() { wait(State::at_warp_barrier, &warp_edge[warp_generation % 2][place.thread / warp_size]); }
+void barrier() { wait(State::at_block_barrier, &block_edge[block_generation % 2]); }
+void cluster_barrier() { wait(State::at_cluster_barrier, &cluster_edge[cluster_generation % 2]); }
+int cluster_rank() { return int(place.rank); }
 
 // It makes the warp's threads meet, but promises nothing about the order of their accesses to memory.
 float shuffle(float x, unsigned lanes) {
   given[place.thread] = x;
-  wait_at(State::at_warp_barrier);
+  wait(State::at_warp_barrier);
   const float other = given[place.thread ^ lanes];
-  wait_at(State::at_warp_barrier);
+  wait(State::at_warp_barrier);
   return other;
 }
 
-void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body) {
-  while (fibers.size() < threads) fibers.push_back(std::make_unique<Fiber>());
+void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::function<void()>& body, unsigned ranks) {
+  while (fibers.size() < ranks * threads) fibers.push_back(std::make_unique<Fiber>());
   scheduler_sanitizer = __tsan_get_current_fiber();
   kernel = &body;
-  place = {0, 0, blocks, threads};
-  for (place.block = 0; place.block < blocks; ++place.block) run_block(shared_bytes);
+  place = {0, 0, blocks, threads, 0};
+  for (; place.block < blocks; place.block += ranks) run_cluster(ranks, shared_bytes);
 }
 
 }  // namespace shim
@@ -192,4 +214,5 @@ extern "C" void shim_use_small_device(int shared_bytes_per_block, int l2_bytes) 
   shim::device = shim::here_device;
   shim::device.number = shim::device.shared_bytes_per_block = shared_bytes_per_block;
   shim::device.l2_bytes = l2_bytes;
+  shim::device.clusters = 0;
 }

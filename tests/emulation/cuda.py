@@ -136,6 +136,7 @@ class _Device(ctypes.Structure):
         ("shared_bytes_per_block", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
         ("l2_bytes", ctypes.c_int),
+        ("clusters", ctypes.c_int),
         ("resident", RESIDENT),
         ("launch", LAUNCH),
     ]
@@ -145,7 +146,7 @@ class _Device(ctypes.Structure):
 def _enter(host: _Host) -> Iterator[list[Launch]]:
     use_device, gpu = _shim().shim_use_device, device(host.capability)
     callbacks = RESIDENT(host.resident), LAUNCH(host.launch)
-    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, *callbacks)))
+    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, 0, *callbacks)))
     try:
         yield host.launches
     except RuntimeError:
