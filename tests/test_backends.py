@@ -49,8 +49,9 @@ def unable_but(monkeypatch, *able):
 @pytest.mark.parametrize("operator", CALLS)
 def test_the_first_that_is_able_computes(operator, side, called, monkeypatch):
     order = backends.order(operator.lstrip("_"), side, side)
-    assert sorted(order) == sorted(backends.BACKENDS) and order[-1] == "composite"
-    assert order[0] == ("triton" if operator in ("shaped_noise", "add_noise") and side == 16 else "cuda")
+    assert sorted(order) == sorted(backends.BACKENDS) and order[0] == "cuda"
+    filters = operator in ("spectral_filter", "_whitened_mse")
+    assert order[1] == ("composite" if filters and side == 160 else "triton")
     for able in (order, order[1:], order[2:]):
         unable_but(monkeypatch, *able)
         backends.on_cuda(operator)(*CALLS[operator](side))
@@ -109,8 +110,10 @@ def test_explain_names_the_backend_and_why_no_other(monkeypatch):
     text = sagd.explain((4, 3, 64, 64), device="cuda")
     assert text.startswith("Triton kernels: noise in quadrants of 32 x 32")
     assert text.endswith("the library was built without CUDA kernels")
-    assert sagd.explain((512, 129), device="cuda").startswith("Triton kernels: axis by axis")
-    assert "up to 512 x 512" in sagd.explain((8, 513), device="cuda")
+    larger = sagd.explain((512, 129), device="cuda", operator="shaped_noise")
+    assert larger.startswith("Triton kernels: axis by axis")
+    assert sagd.explain((512, 129), device="cuda").startswith("composite of torch.fft")
+    assert "up to 512 x 512" in sagd.explain((8, 513), device="cuda", operator="shaped_noise")
     assert "the Triton kernels compute in float32" in sagd.explain((64, 64), dtype=torch.float64, device="cuda")
     assert sagd.explain((8, 8), device="meta") == "composite of torch.fft: there are no kernels for meta"
 

@@ -182,7 +182,8 @@ struct FixedShape {
   static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
 };
 
-// A square whose lines are held in registers (register_plane.h), each by so many lanes of a warp. An axis is one stage.
+// A square whose lines are held in registers (register_plane.h), each by one lane of a warp, or for noise by two.
+// An axis is one stage.
 template <int length, int lanes_, int max_threads_, int min_blocks_>
 struct RegisterSquare
     : FixedShape<lanes_ * int(std::bit_ceil(unsigned(length / 2))), min_blocks_, FixedAxis<length>, FixedAxis<length>> {

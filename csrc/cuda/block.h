@@ -186,7 +186,7 @@ struct WeightTable {
     bottom = odd ? 0 : at(pair.second, l);
   }
 
-  // for lines in registers, of the frequencies of a packed row, each in its packed_place; after the last, row height / 2
+  // for lines in registers, of the frequencies of a packed row, each in its packed_place; row height / 2 is the last one
   __device__ __forceinline__ const float* packed_row(int row) const { return data + row * row_step; }
 
  private:

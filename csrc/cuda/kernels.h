@@ -107,7 +107,7 @@ class Reader {
   bool dense_, paired_;
 };
 
-// Packed columns of a plane, as a transform's `forward` asks for them: columns j and j + W2, or in registers 2 j and 2 j + 1.
+// Packed columns of a plane, as a transform's `forward` asks for them: columns j and j + W2, or `adjacent` ones.
 template <class S, class Shape>
 struct ReadPacked {
   const Shape& shape;

@@ -1,17 +1,20 @@
 // The two-dimensional transform of one real plane by threads that hold whole lines in registers.
 //
-// Two columns are the real and imaginary part of a packed column, which one thread holds, or `lanes` threads of a warp,
-// each every lanes-th point: they meet in one more stage, by shuffles. Between the axes a thread holds a packed row in
-// the same way: rows k and -k of all packed columns, which come apart into the spectra of single columns, one complex
-// row of twice the length. Rows 0 and H / 2 are real before their row transform and share the first packed row.
+// Two columns are the real and imaginary part of a packed column, which one thread holds. Between the axes a thread
+// holds a packed row: rows k and -k of all packed columns, which come apart into the spectra of single columns, one
+// complex row of twice the length. Rows 0 and H / 2 are real before their row transform and share the first packed row.
 // Packed columns go through shared memory on their way to rows, and back: nothing else does, and twiddle factors are
 // constants.
 //
-// storage[k][j], row k of packed columns with an odd pitch, lets neighbouring threads write and read columns as well as
-// rows without bank conflicts. The column that this leaves empty takes the last row's numbers as they are drawn.
+// Noise also takes lines of twice as many points as a thread holds: two lanes of a warp have half of the points each
+// and meet in one more stage, by shuffles.
 //
-// Cost per pixel of 32 x 32, there and back: 2 words through device memory; 4 of 4 bytes through shared memory for the
-// points and 1/2 for the weight; 28 operations of butterflies; 4 barriers, of the warp. A second lane adds 4 shuffles.
+// storage[k][j], row k of packed columns with an odd pitch, lets neighbouring threads write and read columns as well as
+// rows without bank conflicts.
+//
+// Cost per pixel of 32 x 32. Filter: 2 words through device memory, 4 through shared memory for the points and 1/2 for
+// the weight, 42 instructions of which 28 are the butterflies', 2 barriers of the warp. Noise: 1 word, 2 and 1/2, 53
+// instructions of which 30 draw, 3 barriers. A second lane adds 2 shuffles and 2 words of shared memory.
 #pragma once
 
 #include "cuda/block.h"
@@ -23,9 +26,10 @@ namespace sagd::cuda {
 template <class Shape>
 class RegisterTransform {
   static constexpr int length = decltype(Shape::columns)::length;  // of columns and rows
-  static constexpr int packed = Shape::packed_columns, orbits = Shape::orbits, pitch_ = packed | 1;
+  static constexpr int packed = Shape::packed_columns, orbits = Shape::orbits, row_pitch = packed | 1;
   static constexpr int lanes = Shape::lanes, points = length / lanes;
   static_assert(lanes == 1 || (lanes == 2 && packed % 16 == 0));
+  static_assert(row_pitch >= orbits);
 
  public:
   // Thread `thread` of the Shape::threads that share the plane in `storage`; idle threads only keep the barriers.
@@ -37,28 +41,24 @@ class RegisterTransform {
         part_(int(unsigned(thread) % 32 / (32 / lanes))),
         active_(!idle && line_ < packed) {}
 
-  // The transform of what read(h, j, step, v) gives, v[m]: the packed points of rows h + m step, column j; and the weight.
+  // The transform of what read(h, j, step, v) gives, v[m]: the packed points of rows h + m step, column j; the weight.
   // With `measure`, returns this thread's part of (sum of weight |F|^2 over the full plane's bins, bins with w > 0).
   // Before the weight all packed rows but the first hold twice their values.
   template <bool measure, class Read>
   __device__ __forceinline__ Point forward(Read&& read, const WeightTable& weight, bool) {
-    SAGD_UNROLL
-    for (int axis = 0; axis < 2; ++axis) {
-      if (active_) {
-        if (axis == 0) {
-          read.template operator()<points>(part_, line_, lanes, v_);
-        } else {
-          for_packed([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
-            v_[a] = first_row()[j], v_[b] = second_row()[j];
-            separate(line_ == 0, v_[a], v_[b]);
-          });
-        }
-        Butterfly<points, false, float, float>::run(v_);
-        if constexpr (lanes == 2) twiddle<false>(), meet();
-        if (axis == 0) for_points([&](int m) SAGD_INLINE_LAMBDA { column(m) = v_[m]; });
-      }
-      if (axis == 0) wait_for_plane<Shape::in_a_warp>();
+    static_assert(lanes == 1);
+    if (active_) {
+      read.template operator()<points>(0, line_, 1, v_);
+      Butterfly<points, false, float, float>::run(v_);
+      for_points([&](int m) SAGD_INLINE_LAMBDA { column(m) = v_[m]; });
     }
+    wait_for_plane<Shape::in_a_warp>();
+    if (!active_) return {0, 0};
+    for_columns([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
+      v_[a] = first_row()[j], v_[b] = second_row()[j];
+      separate(line_ == 0, v_[a], v_[b]);
+    });
+    Butterfly<points, false, float, float>::run(v_);
     return weigh_row<measure>(weight);
   }
 
@@ -96,7 +96,9 @@ class RegisterTransform {
         pack_drawn(here, there, *here, drawn, l == mirror(l), 1, bottom[packed_place<Shape>(l)]);
       });
       wait_for_plane<Shape::in_a_warp>();
-      if (active_) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *own_bin(m); });
+      if (!active_) return;
+      const Point* own = part_ == 0 ? first_row() : second_row();
+      for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = own[m]; });
     }
   }
 
@@ -104,23 +106,18 @@ class RegisterTransform {
   template <class Write>
   __device__ __forceinline__ void inverse(Write&& write) {
     if constexpr (lanes == 2) __syncwarp();  // one lane may have read what the other writes
-    SAGD_UNROLL
-    for (int axis = 0; axis < 2; ++axis) {
-      if (active_) {
-        if (axis == 1) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = column(m); });
-        if constexpr (lanes == 2) meet(), twiddle<true>();
-        Butterfly<points, true, float, float>::run(v_);
-        if (axis == 0) {
-          for_packed([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
-            join(line_ == 0, v_[a], v_[b]);
-            first_row()[j] = v_[a], second_row()[j] = v_[b];
-          });
-        } else {
-          write.template operator()<points>(part_, line_, lanes, v_);
-        }
-      }
-      if (axis == 0) wait_for_plane<Shape::in_a_warp>();
+    if (active_) {
+      inverse_line();
+      for_columns([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
+        join(line_ == 0, v_[a], v_[b]);
+        first_row()[j] = v_[a], second_row()[j] = v_[b];
+      });
     }
+    wait_for_plane<Shape::in_a_warp>();
+    if (!active_) return;
+    for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = column(m); });
+    inverse_line();
+    write.template operator()<points>(part_, line_, lanes, v_);
   }
 
   // As PlaneTransform's.
@@ -128,26 +125,24 @@ class RegisterTransform {
   __device__ __forceinline__ bool first() const { return true; }
 
  private:
-  // ---- two lanes of a line ------------------------------------------------------------------------------------------
-
-  template <bool inverse>
-  __device__ __forceinline__ void twiddle() {
-    constexpr detail::Circle<length> circle;
-    if (part_ == 0) return;
-    SAGD_UNROLL
-    for (int m = 1; m < points; ++m) {
-      v_[m] = rotate<inverse>(v_[m], float(circle.at[m].cos), float(-circle.at[m].sin));
+  // v[m], frequency m + part points of a line -> its point m lanes + part.
+  __device__ __forceinline__ void inverse_line() {
+    if constexpr (lanes == 2) {  // sums in the first lane, differences in the second, which takes the odd points
+      constexpr detail::Circle<length> circle;
+      const float sign = part_ == 0 ? 1.0f : -1.0f;
+      SAGD_UNROLL
+      for (int m = 0; m < points; ++m) {
+        const Point other = {__shfl_xor_sync(~0u, v_[m].re, 16), __shfl_xor_sync(~0u, v_[m].im, 16)};
+        v_[m] = {fmaf(sign, v_[m].re, other.re), fmaf(sign, v_[m].im, other.im)};
+      }
+      if (part_ == 1) {
+        SAGD_UNROLL
+        for (int m = 1; m < points; ++m) {
+          v_[m] = rotate<true>(v_[m], float(circle.at[m].cos), float(-circle.at[m].sin));
+        }
+      }
     }
-  }
-
-  // Sums in the first lane, differences in the second.
-  __device__ __forceinline__ void meet() {
-    const float sign = part_ == 0 ? 1.0f : -1.0f;
-    SAGD_UNROLL
-    for (int m = 0; m < points; ++m) {
-      const Point other = {__shfl_xor_sync(~0u, v_[m].re, 16), __shfl_xor_sync(~0u, v_[m].im, 16)};
-      v_[m] = {fmaf(sign, v_[m].re, other.re), fmaf(sign, v_[m].im, other.im)};
-    }
+    Butterfly<points, true, float, float>::run(v_);
   }
 
   // ---- rows -------------------------------------------------------------------------------------------------------
@@ -155,25 +150,20 @@ class RegisterTransform {
   static __device__ __forceinline__ int mirror(int l) { return l > 0 ? length - l : 0; }
 
   // The storage of a packed row: rows k and -k, or 0 and length / 2. Its frequency l, where it is kept there.
-  __device__ __forceinline__ Point* first_row() const { return storage_ + line_ * pitch_; }
+  __device__ __forceinline__ Point* first_row() const { return storage_ + line_ * row_pitch; }
   __device__ __forceinline__ Point* second_row() const { return second_row(line_); }
   __device__ __forceinline__ Point* second_row(int row) const {
-    return storage_ + (row > 0 ? length - row : length / 2) * pitch_;
+    return storage_ + (row > 0 ? length - row : length / 2) * row_pitch;
   }
   __device__ __forceinline__ Point* bin(int row, int l) const {
-    return l < packed ? storage_ + row * pitch_ + l : second_row(row) + l - packed;
-  }
-  // That of v[m].
-  __device__ __forceinline__ Point* own_bin(int m) const {
-    if constexpr (lanes == 1) return bin(line_, m);
-    else return (part_ == 0 ? first_row() : second_row()) + m;
+    return l < packed ? storage_ + row * row_pitch + l : second_row(row) + l - packed;
   }
   // Where v[m] of a packed column is kept.
-  __device__ __forceinline__ Point& column(int m) const { return storage_[(part_ * points + m) * pitch_ + line_]; }
+  __device__ __forceinline__ Point& column(int m) const { return storage_[(part_ * points + m) * row_pitch + line_]; }
 
-  // f(a, b, j) for this thread's packed columns j: v[a] and v[b] are their real columns.
+  // f(a, b, j) for the packed columns j of which this thread has the two columns, v[a] and v[b].
   template <class F>
-  __device__ __forceinline__ void for_packed(F&& f) const {
+  __device__ __forceinline__ void for_columns(F&& f) const {
     SAGD_UNROLL
     for (int i = 0; i < points / 2; ++i) {
       if constexpr (Shape::adjacent) f(2 * i, 2 * i + 1, i);
@@ -186,8 +176,8 @@ class RegisterTransform {
     for (int m = 0; m < points; ++m) f(m);
   }
 
-  // The weighted numbers of this thread's packed row, into v, or where two lanes draw for each other, into storage. Those
-  // of row 0 are the ones of positive frequencies alone.
+  // The weighted numbers of this thread's packed row, into v, or where two lanes draw for each other, into storage.
+  // Of row 0 those of positive frequencies count.
   template <class From>
   __device__ __forceinline__ void draw_row_from(const From& from, const float* weights) {
     constexpr int half = (lanes - 1) * (packed / 2);  // of two lanes the second begins here, and draws one more
@@ -208,32 +198,18 @@ class RegisterTransform {
     }
   }
 
-  // The spectrum in v times the weight. The first packed row holds two spectra, whose mirrored frequencies it takes to
-  // tell them apart: a thread that has them all does so, else all threads do.
+  // The spectrum in v times the weight. The first packed row holds two spectra.
   template <bool measure>
   __device__ __forceinline__ Point weigh_row(const WeightTable& weight) {
     Point sum{0, 0};
-    const float *top = weight.packed_row(0), *bottom = weight.packed_row(length / 2);
-    if constexpr (lanes == 1) {
-      if (line_ == 0 && active_) {
-        SAGD_UNROLL
-        for (int l = 0; l < orbits; ++l) {
-          weigh_packed<measure>(&v_[l], &v_[mirror(l)], top[l], bottom[l], false, sum);
-        }
+    const float *own = weight.packed_row(line_), *bottom = weight.packed_row(length / 2);
+    if (line_ == 0) {
+      SAGD_UNROLL
+      for (int l = 0; l < orbits; ++l) {
+        weigh_packed<measure>(&v_[l], &v_[mirror(l)], own[l], bottom[l], false, sum);
       }
     } else {
-      if (line_ == 0 && active_) for_points([&](int m) SAGD_INLINE_LAMBDA { *own_bin(m) = v_[m]; });
-      wait_for_plane<Shape::in_a_warp>();
-      for (int l = active_ ? thread_ : orbits; l < orbits; l += lanes * packed) {
-        const int place = packed_place<Shape>(l);
-        weigh_packed<measure>(bin(0, l), bin(0, mirror(l)), top[place], bottom[place], false, sum);
-      }
-      wait_for_plane<Shape::in_a_warp>();
-      if (line_ == 0 && active_) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *own_bin(m); });
-    }
-    if (line_ > 0 && active_) {
-      const float* weights = weight.packed_row(line_) + packed_place<Shape>(part_ * points);
-      for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = weigh<measure>(v_[m], weights[m], 2, sum); });
+      for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = weigh<measure>(v_[m], own[m], 2, sum); });
     }
     return sum;
   }

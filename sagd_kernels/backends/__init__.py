@@ -1,7 +1,7 @@
 """Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft.
 
 On the CPU there is one, registered by the native library. On CUDA devices a call runs the first in its `order` that is
-able to; the order follows the estimates of docs/gpu_costs.md. `SAGD_BACKEND` in the environment names
+able to; the order follows what was measured on an H100 (CONTRIBUTING.md). `SAGD_BACKEND` in the environment names
 one for all calls. With `sagd_kernels.benchmark = True` the first call of each kind times those that are able, and the
 fastest is kept for the process.
 """
@@ -32,9 +32,9 @@ def _backend(name: str):
 
 
 def order(operator: str, height: int, width: int) -> tuple[str, ...]:
-    """The backends, the preferred one first: Triton's for noise on planes that one of its programs takes."""
-    small_noise = operator in ("shaped_noise", "add_noise") and max(height, width) <= TRITON_PROGRAM
-    return ("triton", "cuda", "composite") if small_noise else BACKENDS
+    """The backends, the preferred one first. Triton's filter goes last where planes take it several launches."""
+    slow = operator in ("spectral_filter", "whitened_mse") and max(height, width) > TRITON_PROGRAM
+    return ("cuda", "composite", "triton") if slow else BACKENDS
 
 
 @functools.cache

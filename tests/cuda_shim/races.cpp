@@ -48,9 +48,11 @@ void run(const Shape& shape, bool one_weight, int most_planes = planes) {
   Operands operands(shape.columns.length, shape.rows.length, one_weight);
   operands.job.planes = std::min(planes, most_planes);
   std::vector<float> tables(operands.weight.size());
-  launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, tables.data(), nullptr);
   launch(&kernel::shaped_noise<true, float, Shape>, operands.job, shape, false, tables.data(), nullptr);
-  launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, tables.data(), nullptr);
+  if constexpr (!requires { requires Shape::lanes == 2; }) {  // for noise alone
+    launch(&kernel::spectral_filter<float, Shape>, operands.job, shape, false, tables.data(), nullptr);
+    launch(&kernel::whitened_mse<float, Shape>, operands.job, shape, true, tables.data(), nullptr);
+  }
 }
 
 void run_mean() {
