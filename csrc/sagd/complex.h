@@ -4,11 +4,9 @@
 #if defined(__CUDACC__)
 #define SAGD_INLINE __host__ __device__ __forceinline__
 #define SAGD_UNROLL _Pragma("unroll")
-#define SAGD_KEEP_LOOP _Pragma("unroll 1")
 #else
 #define SAGD_INLINE inline __attribute__((always_inline))
 #define SAGD_UNROLL _Pragma("GCC unroll 16")
-#define SAGD_KEEP_LOOP _Pragma("GCC unroll 1")
 #endif
 
 namespace sagd {
