@@ -284,12 +284,17 @@ SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __
           const auto write_noisy = write_to(to);
           const auto write_noise = write_to(output_plane<S>(job.noise, shape, valid));
           transform.inverse([&]<int R>(int h, int j, int step, const Point* v) {
-            Point noisy[R];
-            input.template operator()<R>(h, j, step, noisy);
+            constexpr int n = Shape::in_registers ? R : 1;  // at a time: all loads first, where there are registers
             SAGD_UNROLL
-            for (int m = 0; m < R; ++m) noisy[m] = noisy[m] * signal_scale + v[m] * scale;
-            write_noise.template operator()<R>(h, j, step, v);
-            write_noisy.template operator()<R>(h, j, step, noisy);
+            for (int first = 0; first < R; first += n) {
+              const int row = h + first * step;
+              Point noisy[n];
+              input.template operator()<n>(row, j, step, noisy);
+              SAGD_UNROLL
+              for (int m = 0; m < n; ++m) noisy[m] = noisy[m] * signal_scale + v[first + m] * scale;
+              write_noise.template operator()<n>(row, j, step, v + first);
+              write_noisy.template operator()<n>(row, j, step, noisy);
+            }
           });
         } else {
           transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
