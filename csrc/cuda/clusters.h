@@ -50,7 +50,7 @@ class Clusters {
 
  private:
   cudaLaunchConfig_t clusters(int64_t count, void* stream) {
-    const dim3 grid(unsigned(Shape::ranks * count)), block(Shape::threads);
+    const dim3 grid{unsigned(Shape::ranks * count)}, block{unsigned(Shape::threads)};
     return {grid, block, bytes_, static_cast<cudaStream_t>(stream), &size_, 1};
   }
 
