@@ -48,6 +48,17 @@ def test_without_nvcc_cuda_is_left_out_unless_it_is_demanded(setup_module, monke
         setup_module.find_cuda()
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
+@pytest.mark.parametrize("source", ["clusters", "large", "plan"])
+def test_nvcc_takes_what_the_cpus_compiler_took(source, tmp_path):
+    """The host code; the kernels are compiled where they are emulated, and all of it below."""
+    flags = ["-std=c++20", "--expt-relaxed-constexpr", "-Icsrc", "-arch=sm_90", "-ptx"]
+    command = ["nvcc", *flags, "-o", str(tmp_path / "ptx"), f"csrc/cuda/{source}.cu"]
+    compiled = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr
+    assert "warning" not in compiled.stderr, compiled.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc is not on PATH")
 def test_the_library_with_cuda_loads_without_a_gpu(tmp_path):

@@ -116,9 +116,12 @@ struct ReadPacked {
   template <int R>
   __device__ __forceinline__ void operator()(int h, int j, int step, Point* v) const {
     const int width = shape.rows.length, partner = j + shape.packed_columns;
-    if constexpr (Shape::adjacent) return plane.template pairs<R>(width, h, step, 2 * j, v);
-    plane.template operator()<R>(width, h, step, j, [&](int m, float x) { v[m] = {x, 0}; });
-    if (partner < width) plane.template operator()<R>(width, h, step, partner, [&](int m, float x) { v[m].im = x; });
+    if constexpr (Shape::adjacent) {
+      plane.template pairs<R>(width, h, step, 2 * j, v);
+    } else {
+      plane.template operator()<R>(width, h, step, j, [&](int m, float x) { v[m] = {x, 0}; });
+      if (partner < width) plane.template operator()<R>(width, h, step, partner, [&](int m, float x) { v[m].im = x; });
+    }
   }
 };
 
@@ -139,18 +142,16 @@ struct WritePacked {
     if constexpr (Shape::adjacent) {
       SAGD_UNROLL
       for (int m = 0; m < R; ++m) write(h + m * step, 2 * j, v[m]);
-      return;
-    }
-    if constexpr (Shape::in_registers) {
+    } else if constexpr (Shape::in_registers) {
       SAGD_UNROLL
       for (int m = 0; m < R; ++m) write(h + m * step, j, v[m].re), write(h + m * step, partner, v[m].im);
-      return;
+    } else {
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) write(h + m * step, j, v[m].re);
+      if (partner >= shape.rows.length) return;
+      SAGD_UNROLL
+      for (int m = 0; m < R; ++m) write(h + m * step, partner, v[m].im);
     }
-    SAGD_UNROLL
-    for (int m = 0; m < R; ++m) write(h + m * step, j, v[m].re);
-    if (partner >= shape.rows.length) return;
-    SAGD_UNROLL
-    for (int m = 0; m < R; ++m) write(h + m * step, partner, v[m].im);
   }
 };
 template <class Shape, class F>
