@@ -20,8 +20,8 @@ struct Call {
   Shape shape;
   int planes_per_block;
   int tables;  // weight tables in shared memory: 1, planes_per_block (a weight for each), or 0 (they are in `ordered`)
-  float* ordered;              // those in device memory, one for each weight of the batch
-  BatchIndex ordered_of;       // the number of a plane's
+  float* ordered;  // those in device memory, one for each weight of the batch
+  BatchIndex ordered_of;  // the number of a plane's
   uint16_t rows[max_length / 2];  // the frequency k of each packed row
 };
 
