@@ -39,15 +39,23 @@ class PlaneTransform {
         row_plan_(plan<T>(width_)) {
     const int prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t spectrum = int64_t(row_strips_) * pitch_, weight = int64_t(row_strips_) * width_;
-    const int64_t points = spectrum + (height_ + 1) + prime;
-    Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + (3 * int64_t(width_) + 2) * sizeof(T)));
+    const int64_t points = spectrum + (height_ + 2) + prime;
+    Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + row_strips_ * L * sizeof(Rows) +
+                         (3 * int64_t(width_) + 2) * sizeof(T)));
     spectrum_ = carve.take<Point<T>>(spectrum);
-    columns_ = carve.take<Point<T>>(height_ + 1);  // one more than a column: where the missing partner of row 0 goes
+    columns_ = carve.take<Point<T>>(height_ + 2);
     prime_scratch_ = carve.take<Point<T>>(prime);
     weight_.table = carve.take<Vec<T>>(weight);
+    rows_ = carve.take<Rows>(row_strips_ * L);
     weight_.bottom = carve.take<T>(width_);
     weight_.bottom_excess = carve.take<T>(width_);
     bottom_noise_ = carve.take<T>(width_ + 2);
+    // behind the columns: the missing partner of row 0 where the height is odd, and rows beyond the last
+    for (int k = 0; k < row_strips_ * L; ++k) {
+      Point<T>* const beyond = columns_ + height_ + 1;
+      rows_[k] = k < packed_rows_ ? Rows{columns_ + column_plan_.position[k], columns_ + partner(column_plan_, k)}
+                                  : Rows{beyond, beyond};
+    }
     for (int strip = 0; strip < row_strips_; ++strip) {
       for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
     }
@@ -61,7 +69,8 @@ class PlaneTransform {
   // Leaves every value of the spectrum doubled.
   template <class Read>
   void forward_columns(Read&& read) {
-    for (int j0 = 0; j0 < packed_columns_; j0 += L) {
+    // backwards: the last strip's tiles reach beyond their columns, into what the others write
+    for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       for (int h = 0; h < height_; ++h) {
@@ -69,8 +78,12 @@ class PlaneTransform {
         columns_[h].im = partners > 0 ? read(0, h, j0 + packed_columns_, partners) : Vec<T>{};
       }
       forward(column_plan_, columns_, prime_scratch_);
-      columns_[height_] = Point<T>{};
-      for (int strip = 0; strip < row_strips_; ++strip) separate(strip, j0, n, partners);
+      columns_[height_] = columns_[height_ + 1] = Point<T>{};
+      // rows 0 and H / 2, both real, become what the other rows and their mirrors are: z + i y and z - i y
+      const Point<T> z = *rows_->here, y = quarter_turn<true>(*rows_->mirror);
+      *rows_->here = z + y;
+      *rows_->mirror = z - y;
+      for (int strip = 0; strip < row_strips_; ++strip) separate(strip, j0);
     }
   }
 
@@ -157,6 +170,9 @@ class PlaneTransform {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       for (int strip = 0; strip < row_strips_; ++strip) join(strip, j0);
+      const Point<T> z = *rows_->here, y = *rows_->mirror;
+      *rows_->here = (z + y) * T(0.5);
+      *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
       inverse(column_plan_, columns_, prime_scratch_);
       for (int h = 0; h < height_; ++h) {
         write(0, h, j0, n, columns_[h].re);
@@ -166,68 +182,49 @@ class PlaneTransform {
   }
 
  private:
-  int row(int k) const { return column_plan_.position[k]; }
-  int partner(int k) const { return sagd::SAGD_ISA::partner(column_plan_, k); }
+  // Row k and its mirror -k of the packed columns, or the two rows that are real.
+  struct Rows {
+    Point<T>*here, *mirror;
+  };
 
   // One tile of columns j0 ..: Z = A + i B on the full column -> twice the half spectra A and B, transposed.
-  SAGD_INLINE void separate(int strip, int j0, int n, int partners) {
-    const int k0 = strip * L, rows = packed_rows_ - k0 < L ? packed_rows_ - k0 : L;
+  SAGD_INLINE void separate(int strip, int j0) {
     Point<T>* a = spectrum_ + strip * int64_t(pitch_) + j0;
     Point<T>* b = a + packed_columns_;
-    const auto tile = [&](auto&& combine, auto&& first_row, auto&& put) {
+    const auto tile = [&](auto&& combine, auto&& put) {
+      const Rows* rows = opaque(rows_ + strip * L);  // read again for each tile: there are more than registers
       Vec<T> r[L];
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        if (i < rows) {
-          const Point<T>&z = columns_[row(k0 + i)], &y = columns_[partner(k0 + i)];
-          r[i] = k0 + i == 0 ? first_row(z, y) : combine(z, y);
-        } else {
-          r[i] = Vec<T>{};
-        }
-      }
+      for (int i = 0; i < L; ++i) r[i] = combine(*rows[i].here, *rows[i].mirror);
       transpose<T>(r);
 #pragma GCC unroll 16
       for (int j = 0; j < L; ++j) put(j, r[j]);
     };
     using P = const Point<T>&;
-    tile([](P z, P y) { return z.re + y.re; }, [](P z, P) { return z.re + z.re; },
-         [&](int j, Vec<T> v) { if (j < n) a[j].re = v; });
-    tile([](P z, P y) { return z.im - y.im; }, [](P, P y) { return y.re + y.re; },
-         [&](int j, Vec<T> v) { if (j < n) a[j].im = v; });
-    tile([](P z, P y) { return z.im + y.im; }, [](P z, P) { return z.im + z.im; },
-         [&](int j, Vec<T> v) { if (j < partners) b[j].re = v; });
-    tile([](P z, P y) { return y.re - z.re; }, [](P, P y) { return y.im + y.im; },
-         [&](int j, Vec<T> v) { if (j < partners) b[j].im = v; });
+    tile([](P z, P y) { return z.re + y.re; }, [&](int j, Vec<T> v) { a[j].re = v; });
+    tile([](P z, P y) { return z.im - y.im; }, [&](int j, Vec<T> v) { a[j].im = v; });
+    tile([](P z, P y) { return z.im + y.im; }, [&](int j, Vec<T> v) { b[j].re = v; });
+    tile([](P z, P y) { return y.re - z.re; }, [&](int j, Vec<T> v) { b[j].im = v; });
   }
 
   // The way back: A and B of one tile -> Z = A + i B and its mirror row conj(A) + i conj(B).
   SAGD_INLINE void join(int strip, int j0) {
-    const int k0 = strip * L, rows = packed_rows_ - k0 < L ? packed_rows_ - k0 : L;
     const Point<T>* a = spectrum_ + strip * int64_t(pitch_) + j0;
     const Point<T>* b = a + packed_columns_;
-    // lane 0 of the first strip is (row 0, row H / 2): it goes to these two rows as it is
-    Vec<T> packed = {};
-    if (k0 == 0) packed[0] = 1;
-    const auto is_packed = packed != 0;
-    const auto tile = [&](auto&& combine, auto&& first_row, auto&& put) {
+    const auto tile = [&](auto&& combine, auto&& put) {
+      const Rows* rows = opaque(rows_ + strip * L);  // read again for each tile: there are more than registers
       Vec<T> r[L];
 #pragma GCC unroll 16
-      for (int j = 0; j < L; ++j) r[j] = is_packed ? first_row(a[j], b[j]) : combine(a[j], b[j]);
+      for (int j = 0; j < L; ++j) r[j] = combine(a[j], b[j]);
       transpose<T>(r);
 #pragma GCC unroll 16
-      for (int i = 0; i < L; ++i) {
-        if (i < rows) put(k0 + i, r[i]);
-      }
+      for (int i = 0; i < L; ++i) put(rows[i], r[i]);
     };
     using P = const Point<T>&;
-    tile([](P a, P b) { return a.re - b.im; }, [](P a, P) { return a.re; },
-         [&](int k, Vec<T> v) { columns_[row(k)].re = v; });
-    tile([](P a, P b) { return a.im + b.re; }, [](P, P b) { return b.re; },
-         [&](int k, Vec<T> v) { columns_[row(k)].im = v; });
-    tile([](P a, P b) { return a.re + b.im; }, [](P a, P) { return a.im; },
-         [&](int k, Vec<T> v) { columns_[partner(k)].re = v; });
-    tile([](P a, P b) { return b.re - a.im; }, [](P, P b) { return b.im; },
-         [&](int k, Vec<T> v) { columns_[partner(k)].im = v; });
+    tile([](P a, P b) { return a.re - b.im; }, [](Rows row, Vec<T> v) { row.here->re = v; });
+    tile([](P a, P b) { return a.im + b.re; }, [](Rows row, Vec<T> v) { row.here->im = v; });
+    tile([](P a, P b) { return a.re + b.im; }, [](Rows row, Vec<T> v) { row.mirror->re = v; });
+    tile([](P a, P b) { return b.re - a.im; }, [](Rows row, Vec<T> v) { row.mirror->im = v; });
   }
 
   static SAGD_INLINE Vec<T> power(Point<T> a, Point<T> b) { return a.re * b.re + a.im * b.im; }
@@ -277,6 +274,7 @@ class PlaneTransform {
   int height_, width_, packed_columns_, packed_rows_, row_strips_, pitch_;
   const Plan<T>&column_plan_, &row_plan_;
   Point<T>*spectrum_, *columns_, *prime_scratch_;
+  Rows* rows_;
   WeightTable<T> weight_;
   T* bottom_noise_;
 };
