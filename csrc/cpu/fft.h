@@ -30,30 +30,42 @@ SAGD_INLINE Point<T> twiddle(Point<T> a, const T* w, const T* same) {
                  : Point<T>{a.re * w[0] - a.im * w[1], a.im * same[0] + a.re * same[1]};
 }
 
-// One butterfly of a stage, with its twiddles: on the output forward, on the input of the inverse.
-template <int R, bool inverse, bool twiddled, class T>
-SAGD_INLINE void butterfly(Point<T>* x, int span, const T* w) {
+// One butterfly of a stage, with its twiddles: on the output forward, on the input of the inverse. The points come from
+// get(m) and go to put(m, point). Both are passed by value, here and below: what lies in memory is read again after every
+// store.
+template <int R, bool inverse, bool twiddled, class T, class Get, class Put>
+SAGD_INLINE void butterfly(const T* w, Get get, Put put) {
   const T* const same = lanes<float> == 16 ? opaque(w) : w;
   Point<T> v[R];
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
-    v[m] = loaded(x[m * span]);
+    v[m] = loaded(get(m));
     if (inverse && twiddled && m > 0) v[m] = twiddle<true>(v[m], w + 2 * m - 2, same + 2 * m - 2);
   }
   Butterfly<R, inverse, T, Vec<T>>::run(v);
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {
     if (!inverse && twiddled && m > 0) v[m] = twiddle<false>(v[m], w + 2 * m - 2, same + 2 * m - 2);
-    x[m * span] = v[m];
+    put(m, v[m]);
+  }
+}
+
+// The butterflies of a block; get(i) and put(i, point) take the points' positions in it.
+template <int R, bool inverse, class T, class Get, class Put>
+SAGD_INLINE void butterfly_block(const Stage<T>& stage, Get get, Put put) {
+  const int span = stage.span;
+  butterfly<R, inverse, false>(stage.twiddle, [=](int m) { return get(m * span); },
+                               [=](int m, Point<T> v) { put(m * span, v); });
+  for (int q = 1; q < span; ++q) {
+    butterfly<R, inverse, true>(stage.twiddle + q * 2 * (R - 1), [=](int m) { return get(q + m * span); },
+                                [=](int m, Point<T> v) { put(q + m * span, v); });
   }
 }
 
 template <int R, bool inverse, class T>
 void butterfly_stage(const Stage<T>& stage, Point<T>* x) {
-  const int span = stage.span;
-  for (int b = 0; b < stage.blocks; ++b, x += R * span) {
-    butterfly<R, inverse, false>(x, span, stage.twiddle);
-    for (int q = 1; q < span; ++q) butterfly<R, inverse, true>(x + q, span, stage.twiddle + q * 2 * (R - 1));
+  for (int b = 0; b < stage.blocks; ++b, x += R * stage.span) {
+    butterfly_block<R, inverse>(stage, [=](int i) { return x[i]; }, [=](int i, Point<T> v) { x[i] = v; });
   }
 }
 
@@ -162,6 +174,44 @@ void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch) {
 template <class T>
 void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch) {
   for (int s = plan.stages - 1; s >= 0; --s) run_stage<true>(plan.stage[s], x, scratch);
+}
+
+// Calls f.operator()<R>() if the plan's first stage, which is the inverse's last, is one that can take its points from
+// elsewhere or leave them there. These are the radices that first stages of lengths above 16 have.
+template <class T, class F>
+SAGD_INLINE bool with_outer_radix(const Plan<T>& plan, F&& f) {
+  if (plan.stages == 0 || plan.stage[0].prime) return false;
+  switch (plan.stage[0].radix) {
+    case 7: f.template operator()<7>(); return true;
+    case 8: f.template operator()<8>(); return true;
+    case 10: f.template operator()<10>(); return true;
+    case 12: f.template operator()<12>(); return true;
+    default: return false;
+  }
+}
+
+// The forward transform of points that the first stage takes from read(i).
+template <class T, class Read>
+SAGD_INLINE void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Read read) {
+  const bool done = with_outer_radix(plan, [&]<int R>() {
+    butterfly_block<R, false>(plan.stage[0], read, [=](int i, Point<T> v) { x[i] = v; });
+    for (int s = 1; s < plan.stages; ++s) run_stage<false>(plan.stage[s], x, scratch);
+  });
+  if (done) return;
+  for (int i = 0; i < plan.length; ++i) x[i] = read(i);
+  forward(plan, x, scratch);
+}
+
+// The inverse transform, whose last stage hands its points to write(i, point).
+template <class T, class Write>
+SAGD_INLINE void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Write write) {
+  const bool done = with_outer_radix(plan, [&]<int R>() {
+    for (int s = plan.stages - 1; s > 0; --s) run_stage<true>(plan.stage[s], x, scratch);
+    butterfly_block<R, true>(plan.stage[0], [=](int i) { return x[i]; }, write);
+  });
+  if (done) return;
+  inverse(plan, x, scratch);
+  for (int i = 0; i < plan.length; ++i) write(i, x[i]);
 }
 
 // Real rows come in pairs after a transform of `length` packed columns: row k and the row that is packed with it by

@@ -68,16 +68,22 @@ class PlaneTransform {
   // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(0, h, w, n).
   // Leaves every value of the spectrum doubled.
   template <class Read>
-  void forward_columns(Read&& read) {
+  void forward_columns(Read read) {
     // backwards: the last strip's tiles reach beyond their columns, into what the others write
     for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
-      for (int h = 0; h < height_; ++h) {
-        columns_[h].re = read(0, h, j0, n);
-        columns_[h].im = partners > 0 ? read(0, h, j0 + packed_columns_, partners) : Vec<T>{};
+      if (partners == L) {
+        forward(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h) {
+          return Point<T>{read(0, h, j0, L), read(0, h, partner, L)};
+        });
+      } else {
+        for (int h = 0; h < height_; ++h) {
+          columns_[h].re = read(0, h, j0, n);
+          columns_[h].im = partners > 0 ? read(0, h, j0 + packed_columns_, partners) : Vec<T>{};
+        }
+        forward(column_plan_, columns_, prime_scratch_);
       }
-      forward(column_plan_, columns_, prime_scratch_);
       columns_[height_] = columns_[height_ + 1] = Point<T>{};
       // rows 0 and H / 2, both real, become what the other rows and their mirrors are: z + i y and z - i y
       const Point<T> z = *rows_->here, y = quarter_turn<true>(*rows_->mirror);
@@ -165,7 +171,7 @@ class PlaneTransform {
 
   // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(0, h, w, n, values).
   template <class Write>
-  void inverse_columns(Write&& write) {
+  void inverse_columns(Write write) {
     for (int j0 = 0; j0 < packed_columns_; j0 += L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
@@ -173,10 +179,17 @@ class PlaneTransform {
       const Point<T> z = *rows_->here, y = *rows_->mirror;
       *rows_->here = (z + y) * T(0.5);
       *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
-      inverse(column_plan_, columns_, prime_scratch_);
-      for (int h = 0; h < height_; ++h) {
-        write(0, h, j0, n, columns_[h].re);
-        if (partners > 0) write(0, h, j0 + packed_columns_, partners, columns_[h].im);
+      if (partners == L) {
+        inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
+          write(0, h, j0, L, v.re);
+          write(0, h, partner, L, v.im);
+        });
+      } else {
+        inverse(column_plan_, columns_, prime_scratch_);
+        for (int h = 0; h < height_; ++h) {
+          write(0, h, j0, n, columns_[h].re);
+          if (partners > 0) write(0, h, j0 + packed_columns_, partners, columns_[h].im);
+        }
       }
     }
   }
