@@ -173,7 +173,7 @@ class BundleTransform {
   }
 
   // As PlaneTransform::inverse_columns, for the planes of all lanes.
-  template <class Write>
+  template <bool, class Write>
   void inverse_columns(Write&& write) {
     for (int j = 0; j < packed_columns_; ++j) {
       const int a = 2 * j, b = a + 1;

@@ -142,8 +142,8 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
     transform.template weigh_rows<true, false>(nullptr);
     const Scale<T, planes> scale(job.scale, plane, n);
     const Writer<S, planes> write(job.output, job, plane, n);
-    transform.inverse_columns(
-        [&](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
+    transform.template inverse_columns<true>(
+        [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
   });
 }
 
@@ -159,8 +159,8 @@ void shaped_noise(const Job& job, int64_t begin, int64_t end) {
     transform.noise_rows(stream(job, plane), blocks_per_plane(job));
     const Scale<T, planes> scale(job.scale, plane, n);
     const Writer<S, planes> write(job.output, job, plane, n);
-    transform.inverse_columns(
-        [&](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
+    transform.template inverse_columns<true>(
+        [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
   });
 }
 
@@ -176,7 +176,7 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
     const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
     const Reader<S, planes> read(job.input, job, plane, n);
     const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
-    transform.inverse_columns([&](int lane, int h, int w, int k, Vec<T> v) {
+    transform.template inverse_columns<false>([=](int lane, int h, int w, int k, Vec<T> v) {
       write_noise(lane, h, w, k, v);
       // opaque: this product is rounded, the other one fused, wherever the compiler repeats this code
       const Vec<T> signal = opaque(read(lane, h, w, k) * signal_scale.of[lane]);
@@ -197,7 +197,7 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
     weights.load(plane, n);
     const Reader<S, planes> input(job.input, job, plane, n), target(job.target, job, plane, n);
     transform.forward_columns(
-        [&](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
+        [=](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
     double sums[planes];
     if (job.output) {
       transform.template weigh_rows<true, true>(sums);
@@ -212,7 +212,7 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
     }
     if (!job.output) return;
     const Writer<S, planes> write(job.output, job, plane, n);
-    transform.inverse_columns([&](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale[lane]); });
+    transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale[lane]); });
   });
 }
 

@@ -170,7 +170,8 @@ class PlaneTransform {
   }
 
   // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(0, h, w, n, values).
-  template <class Write>
+  // `fused`: from within the last stage, which pays as long as `write` has one stream of memory to care for.
+  template <bool fused, class Write>
   void inverse_columns(Write write) {
     for (int j0 = 0; j0 < packed_columns_; j0 += L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
@@ -179,7 +180,7 @@ class PlaneTransform {
       const Point<T> z = *rows_->here, y = *rows_->mirror;
       *rows_->here = (z + y) * T(0.5);
       *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
-      if (partners == L) {
+      if (fused && partners == L) {
         inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
           write(0, h, j0, L, v.re);
           write(0, h, partner, L, v.im);
