@@ -45,6 +45,7 @@ class BundleTransform {
     one_.bottom_excess = carve.take<T>(width_);
   }
 
+  const Plan<T>& column_plan() const { return column_plan_; }
   const Plan<T>& row_plan() const { return row_plan_; }
 
   // One plane's weight table: fill it, then give it to the lanes [first, end).
@@ -52,9 +53,10 @@ class BundleTransform {
 
   void spread_weight(int first, int end) {
     const T* table = reinterpret_cast<const T*>(one_.table);
-    for (int k = 0; k < packed_rows_; ++k) {
-      const T* row = table + int64_t(k / L) * width_ * L + k % L;
-      for (int i = 0; i < width_; ++i) put(weight_[k * width_ + i], row[i * L], first, end);
+    for (int at = 0; at < packed_rows_; ++at) {
+      const T* row = table + int64_t(at / L) * width_ * L + at % L;
+      Vec<T>* weight = weight_ + column_plan_.half[at] * width_;
+      for (int i = 0; i < width_; ++i) put(weight[i], row[i * L], first, end);
     }
     for (int i = 0; i < width_; ++i) {
       put(bottom_[i], one_.bottom[i], first, end);
@@ -141,13 +143,14 @@ class BundleTransform {
     const auto orbit = [&](int k, int l) { return origin + uint64_t(k) * orbits + l; };
     const auto row_after = [&](int k) { return k + 1 < packed_rows_ ? k + 1 : 0; };  // row 0 comes last
     stream.counter = orbit(row_after(0), 0);
-    Normals<T> normals(stream, blocks_per_plane);
+    const Words planes_apart = multiples(blocks_per_plane);
+    Normals<T> normals(stream, planes_apart, L * blocks_per_plane);
     for (int k = 1; k < packed_rows_; ++k) {
       Point<T>* x = spectrum_ + k * width_;
       const Vec<T>* weight = weight_ + k * width_;
       for (int l = 0; l < orbits; ++l) {
         Vec<T> g[4];
-        normals.draw(g, l + 1 < orbits ? orbit(k, l + 1) : orbit(row_after(k), 0));
+        normals.draw(g, l + 1 < orbits ? orbit(k, l + 1) : orbit(row_after(k), 0), planes_apart);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
         if (mirror != here) x[mirror] = Point<T>{g[2], g[3]} * weight[mirror];
         x[here] = Point<T>{g[0], g[1]} * weight[here];
@@ -160,7 +163,7 @@ class BundleTransform {
       const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
       const auto coefficient = [&](const Vec<T>* weight, unsigned __int128 next) {
         Vec<T> g[4];
-        normals.draw(g, next);
+        normals.draw(g, next, planes_apart);
         const T root2 = T(1.41421356237309504880);
         return here == mirror ? Point<T>{g[0] * weight[here] * root2, Vec<T>{}} : Point<T>{g[0], g[1]} * weight[here];
       };

@@ -85,8 +85,8 @@ class Weights {
       for (end = first + 1; end < n && at(plane + end) == weight;) ++end;
       const bool alone = first == 0 && end == n;  // then every lane may have it
       if (alone && weight == loaded_) return;
-      fill<map>(transform_.weight(), weight, job_.weight.row_stride, job_.weight.column_stride, int(job_.height),
-                int(job_.width), transform_.row_plan(), factor_);
+      fill<map>(transform_.weight(), weight, job_.weight.row_stride, job_.weight.column_stride,
+                transform_.column_plan(), transform_.row_plan(), factor_);
       const int last = alone ? Transform::planes : end;
       transform_.spread_weight(first, last);
       for (int lane = first; lane < last; ++lane) kept[lane] = transform_.weight().kept;

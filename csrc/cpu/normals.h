@@ -35,12 +35,22 @@ SAGD_INLINE void mul_wide(Words a, uint32_t m, Words& high, Words& low) {
   high = low >> 32;
 }
 
-// The 64-bit numbers start + i * step.
-SAGD_INLINE Words count(uint64_t start, uint64_t step) {
-  Vec<uint64_t> lane = {};
-  for (int i = 0; i < lanes<uint64_t>; ++i) lane[i] = i;
-  const Vec<uint64_t> even = start + lane * (2 * step);
-  return {even, even + step};
+SAGD_INLINE Words operator+(uint64_t a, Words b) { return {a + b.even, a + b.odd}; }
+
+// The 64-bit numbers of(i) for i = 0, 1, ...
+template <class Of>
+SAGD_INLINE Words words(Of&& of) {
+  Words w = {};
+  for (int i = 0; i < lanes<uint64_t>; ++i) {
+    w.even[i] = of(2 * i);
+    w.odd[i] = of(2 * i + 1);
+  }
+  return w;
+}
+
+// 0, step, 2 step, ...
+SAGD_INLINE Words multiples(uint64_t step) {
+  return words([=](int i) { return i * step; });
 }
 
 // A position in the stream of a seed. The keys are kept in 64 bits each, as the lanes that they are broadcast to.
@@ -48,14 +58,11 @@ struct Stream {
   PhiloxKeys<uint64_t> keys;
   unsigned __int128 counter;
 
-  // The blocks number counter + i * step for i = 0, 1, ...
-  SAGD_INLINE void blocks(uint64_t step, Words c[4]) const {
+  // The blocks at these distances from the counter.
+  SAGD_INLINE void blocks(Words distance, Words c[4]) const {
     const uint64_t low = uint64_t(counter), high = uint64_t(counter >> 64);
-    const Words sum = count(low, step);
-    Words carried = {broadcast(high), broadcast(high)};
-    if (low + lanes<uint32_t> * step < low) {
-      carried = {carried.even - (Vec<uint64_t>)(sum.even < low), carried.odd - (Vec<uint64_t>)(sum.odd < low)};
-    }
+    const Words sum = low + distance;
+    const Words carried = {high - (Vec<uint64_t>)(sum.even < low), high - (Vec<uint64_t>)(sum.odd < low)};
     c[0] = sum;
     c[1] = sum >> 32;
     c[2] = carried;
@@ -118,37 +125,37 @@ SAGD_INLINE void box_muller(const Vec<uint32_t> r[4], Vec<float> g[4], Meanwhile
 
 // ---- normals ---------------------------------------------------------------------------------------------------
 
-// Draws four vectors of normals at a time: lane i holds those of the block at the counter + i * step, where the counter
-// is the stream's at first and then what the last draw named as the next. The words for these are made during that
-// draw: a round of Philox and a term of each polynomial take turns, because each waits for the one before, and the
-// processor does not look far enough ahead to find other work by itself.
+// Draws four vectors of normals at a time: each lane holds those of the block at its own distance from the counter, at
+// most `reach`. Counter and distances are those that the last draw named as the next. The words for these are made
+// during that draw: a round of Philox and a term of each polynomial take turns, because each waits for the one before,
+// and the processor does not look far enough ahead to find other work by itself.
 template <class T>
 class Normals {
  public:
-  SAGD_INLINE Normals(const Stream& stream, uint64_t step)
-      : stream_(stream), step_(step), upper_(stream.counter >> 32),
+  SAGD_INLINE Normals(const Stream& stream, Words distance, uint64_t reach)
+      : stream_(stream), reach_(reach), upper_(stream.counter >> 32),
         start_(stream.keys, uint32_t(upper_), uint32_t(upper_ >> 32), uint32_t(upper_ >> 64)) {
-    stream_.blocks(step_, words_);
+    stream_.blocks(distance, words_);
   }
 
-  SAGD_INLINE void draw(Vec<T> g[4], unsigned __int128 next) {
+  SAGD_INLINE void draw(Vec<T> g[4], unsigned __int128 next, Words distance) {
     bool ready = false;  // the next words
     if constexpr (sizeof(T) == sizeof(float)) {
       Vec<uint32_t> r[4];
 #pragma GCC unroll 4
       for (int w = 0; w < 4; ++w) r[w] = (Vec<uint32_t>)((words_[w].even & 0xffffffffu) | words_[w].odd << 32);
-      const Words lowest = count(uint64_t(next), step_);
+      const Words lowest = uint64_t(next) + distance;
       box_muller(r, g, [&](int i) {
         if (i == 0) start_(lowest, words_, mul_wide);
         if (i >= 2) philox_round(words_, stream_.keys, i, mul_wide);
       });
-      ready = next >> 32 == upper_ && (next + lanes<uint32_t> * step_) >> 32 == upper_;
+      ready = next >> 32 == upper_ && (next + reach_) >> 32 == upper_;
     } else {
       draw_doubles(g);
     }
     if (!ready) [[unlikely]] {
       stream_.counter = next;
-      stream_.blocks(step_, words_);
+      stream_.blocks(distance, words_);
     }
   }
 
@@ -167,7 +174,7 @@ class Normals {
   }
 
   Stream stream_;
-  const uint64_t step_;
+  const uint64_t reach_;
   const unsigned __int128 upper_;      // the counters' words but the lowest,
   const PhiloxStart<uint64_t> start_;  // as long as they stay the same
   Words words_[4];

@@ -1,6 +1,7 @@
 #include "cpu/describe.h"
 #include "cpu/plan.h"
 
+#include <algorithm>
 #include <cmath>
 #include <complex>
 #include <cstdint>
@@ -8,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <numbers>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -184,7 +186,11 @@ class Planner {
       }
     }
     for (int k = 0; k < length; ++k) mirror[position[k]] = position[(length - k) % length];
+    std::vector<int> half((length + 1) / 2);
+    std::iota(half.begin(), half.end(), 0);
+    std::sort(half.begin(), half.end(), [&](int k, int l) { return position[k] < position[l]; });
     plan->position = keep<int>(position);
+    plan->half = keep<int>(half);
     plan->mirror = keep<int>(mirror);
     return plan;
   }

@@ -38,6 +38,7 @@ struct Plan {
   const Stage<T>* stage;
   const int* position;  // where the forward transform leaves frequency k
   const int* mirror;    // for each position, where it leaves the negative of that frequency
+  const int* half;      // the frequencies 0 .. (length - 1) / 2, as they come
   int scratch;          // complex vectors that the primes need
   double cost;          // arithmetic operations per transform of one lane, an estimate
 };

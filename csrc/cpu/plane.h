@@ -3,7 +3,7 @@
 // Layout. A real plane is half a complex plane, by itself: columns j and j + W2, W2 = ceil(W / 2), are the real and
 // imaginary part of one complex column (an odd one out has a zero partner). L neighbouring columns, one a lane, are
 // transformed at a time (a strip, H points). Their half spectra come apart by symmetry, rows k = 0 .. ceil(H / 2) - 1
-// remain, and L x L register transposes turn them into strips of L rows, W points each: the plane's spectrum,
+// remain, in the order in which the transform leaves them (Plan::half), and L x L register transposes turn them into strips of L rows, W points each: the plane's spectrum,
 //   spectrum[strip of rows][position of l][lane k], H W numbers in all.
 // Rows 0 and H / 2 are real before the row transform and share lane 0 of the first strip as real and imaginary part.
 // Nothing of one plane ever meets another.
@@ -51,9 +51,10 @@ class PlaneTransform {
     weight_.bottom_excess = carve.take<T>(width_);
     bottom_noise_ = carve.take<T>(width_ + 2);
     // behind the columns: the missing partner of row 0 where the height is odd, and rows beyond the last
-    for (int k = 0; k < row_strips_ * L; ++k) {
+    for (int i = 0; i < row_strips_ * L; ++i) {
       Point<T>* const beyond = columns_ + height_ + 1;
-      rows_[k] = k < packed_rows_ ? Rows{columns_ + column_plan_.position[k], columns_ + partner(column_plan_, k)}
+      const int k = i < packed_rows_ ? column_plan_.half[i] : 0;
+      rows_[i] = i < packed_rows_ ? Rows{columns_ + column_plan_.position[k], columns_ + partner(column_plan_, k)}
                                   : Rows{beyond, beyond};
     }
     for (int strip = 0; strip < row_strips_; ++strip) {
@@ -63,6 +64,7 @@ class PlaneTransform {
 
   WeightTable<T>& weight() { return weight_; }
   void spread_weight(int, int) {}  // there is but one plane
+  const Plan<T>& column_plan() const { return column_plan_; }
   const Plan<T>& row_plan() const { return row_plan_; }
 
   // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(0, h, w, n).
@@ -146,18 +148,29 @@ class PlaneTransform {
   // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
   // transformed back. The table must hold the weight times 1 / sqrt(2 height width).
   void noise_rows(Stream stream, uint64_t /* blocks to the next plane */) {
-    const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
-    const auto orbit = [&](int strip, int l) { return origin + uint64_t(strip) * L * orbits + l; };
-    const bool spare_lane = packed_rows_ < L;  // row H / 2 is drawn there, with the others
+    // lanes are rows; one behind the last row has row H / 2, which is drawn with the others if there is such a lane
+    const auto rows_apart = [&](int strip) {
+      return words([&](int i) {
+        const int at = strip * L + i;
+        return uint64_t(at < packed_rows_ ? column_plan_.half[at] : height_ / 2) * orbits;
+      });
+    };
+    const bool spare_lane = packed_rows_ < L;
     if (!spare_lane) draw_bottom(stream);
-    Normals<T> normals(stream, orbits);
+    Words apart = rows_apart(0);
+    Normals<T> normals(stream, apart, uint64_t(height_) * orbits);
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
       for (int l = 0; l < orbits; ++l) {
+        int next = l + 1;
+        if (next == orbits) {
+          next = 0;
+          apart = rows_apart(strip + 1);
+        }
         Vec<T> g[4];
-        normals.draw(g, l + 1 < orbits ? orbit(strip, l + 1) : orbit(strip + 1, 0));
+        normals.draw(g, stream.counter + next, apart);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
         Point<T> point = Point<T>{g[0], g[1]} * weight[here], negative = Point<T>{g[2], g[3]} * weight[mirror];
         if (spare_lane) weigh_bottom(l, g[0][packed_rows_], g[1][packed_rows_]);
@@ -256,10 +269,11 @@ class PlaneTransform {
   void draw_bottom(Stream stream) {
     const int orbits = width_ / 2 + 1;
     stream.counter += uint64_t(height_ / 2) * orbits;
-    Normals<T> normals(stream, 1);
+    const Words apart = multiples(1);
+    Normals<T> normals(stream, apart, L);
     for (int l0 = 0; l0 < orbits; l0 += L) {
       Vec<T> g[4];
-      normals.draw(g, stream.counter + l0 + L);
+      normals.draw(g, stream.counter + l0 + L, apart);
       for (int i = 0; i < L && l0 + i < orbits; ++i) weigh_bottom(l0 + i, g[0][i], g[1][i]);
     }
   }

@@ -23,9 +23,10 @@ struct WeightTable {
 
 // `weight` is [height, width / 2 + 1] with any strides; every entry is multiplied by `factor`.
 template <WeightMap map, class T>
-void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride, int height, int width,
+void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride, const Plan<T>& column_plan,
           const Plan<T>& row_plan, T factor) {
   constexpr int L = lanes<T>;
+  const int height = column_plan.length, width = row_plan.length;
   const int rows = (height + 1) / 2, columns = width / 2 + 1;
   const auto mapped = [&](auto w) {
     if constexpr (map == WeightMap::value) return w * factor;
@@ -44,8 +45,9 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
       const int n = columns - l0 < L ? columns - l0 : L;
       Vec<T> direct[L] = {}, mirrored[L] = {};  // w(k, l) and w(-k, l) = w(k, -l)
       for (int i = 0; i < L && k0 + i < rows; ++i) {
-        direct[i] = row(k0 + i, l0, n);
-        mirrored[i] = row((height - k0 - i) % height, l0, n);
+        const int k = column_plan.half[k0 + i];
+        direct[i] = row(k, l0, n);
+        mirrored[i] = row((height - k) % height, l0, n);
       }
       transpose<T>(direct);
       transpose<T>(mirrored);
