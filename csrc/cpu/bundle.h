@@ -5,7 +5,8 @@
 // transposes are those of the input and output. Which of the two layouts a plane gets depends on its size alone, and
 // lanes never meet, so its bits still do not depend on its neighbours.
 //
-// Cost per pixel as in plane.h; scratch 3 L values a pixel, which stay in the first two caches.
+// Cost per pixel as in plane.h; scratch 1.5 L values a pixel, which stay in the first two caches. Rows are taken out of the
+// columns and put back one at a time, so that little besides these is touched.
 #pragma once
 
 #include "cpu/fft.h"
@@ -32,10 +33,10 @@ class BundleTransform {
     const int64_t points = int64_t(packed_columns_) * (height + 1), half = int64_t(packed_rows_) * width_;
     const int64_t prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t strips = (packed_rows_ + L - 1) / L;
-    Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + prime + width_) + 3 * half + strips * width_) +
+    Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + (width_ + 1) + prime + width_) + half + strips * width_) +
                          2 * sizeof(T) * width_));
     columns_ = carve.take<Point<T>>(points);
-    spectrum_ = carve.take<Point<T>>(half);
+    row_ = carve.take<Point<T>>(width_ + 1);  // the partner of an odd column out goes to the end
     prime_scratch_ = carve.take<Point<T>>(prime);
     weight_ = carve.take<Vec<T>>(half);
     bottom_ = carve.take<Vec<T>>(width_);
@@ -80,21 +81,8 @@ class BundleTransform {
       if (width_ % 2) column(packed_columns_ - 1)[h].im = Vec<T>{};
     }
     for (int j = 0; j < packed_columns_; ++j) {
-      const int a = 2 * j, b = a + 1;
-      Point<T>* z = column(j);
-      forward(column_plan_, z, prime_scratch_);
-      z[height_] = Point<T>{};
-      for (int k = 0; k < packed_rows_; ++k) {
-        const Point<T> here = z[row(k)], mirror = z[partner(k)];
-        Point<T>* x = spectrum_ + k * width_;
-        if (k == 0) {
-          x[a] = {here.re + here.re, mirror.re + mirror.re};
-          if (b < width_) x[b] = {here.im + here.im, mirror.im + mirror.im};
-        } else {
-          x[a] = {here.re + mirror.re, here.im - mirror.im};
-          if (b < width_) x[b] = {here.im + mirror.im, mirror.re - here.re};
-        }
-      }
+      forward(column_plan_, column(j), prime_scratch_);
+      column(j)[height_] = Point<T>{};
     }
   }
 
@@ -110,25 +98,28 @@ class BundleTransform {
       }
       return point * weight_[i] + bottom * bottom_excess_[i];
     };
+    separate(0);
     if constexpr (filter) {
-      convolve_pairs(row_plan_, spectrum_, prime_scratch_, weigh_packed);
+      convolve_pairs(row_plan_, row_, prime_scratch_, weigh_packed);
+      join(0);
     } else {
-      forward(row_plan_, spectrum_, prime_scratch_);
-      for (int i = 0; i < width_; ++i) weigh_packed(i, spectrum_[i], spectrum_[row_plan_.mirror[i]]);
+      forward(row_plan_, row_, prime_scratch_);
+      for (int i = 0; i < width_; ++i) weigh_packed(i, row_[i], row_[row_plan_.mirror[i]]);
     }
     for (int k = 1; k < packed_rows_; ++k) {
-      Point<T>* x = spectrum_ + k * width_;
       const Vec<T>* weight = weight_ + k * width_;
       const auto weigh = [&](int i, Point<T> point) {
         const Point<T> y = point * weight[i];
         if constexpr (measure) sum += power(point, y);
         return y;
       };
+      separate(k);
       if constexpr (filter) {
-        convolve(row_plan_, x, prime_scratch_, weigh);
+        convolve(row_plan_, row_, prime_scratch_, weigh);
+        join(k);
       } else {
-        forward(row_plan_, x, prime_scratch_);
-        for (int i = 0; i < width_; ++i) weigh(i, x[i]);
+        forward(row_plan_, row_, prime_scratch_);
+        for (int i = 0; i < width_; ++i) weigh(i, row_[i]);
       }
     }
     if constexpr (measure) {
@@ -146,16 +137,16 @@ class BundleTransform {
     const Words planes_apart = multiples(blocks_per_plane);
     Normals<T> normals(stream, planes_apart, L * blocks_per_plane);
     for (int k = 1; k < packed_rows_; ++k) {
-      Point<T>* x = spectrum_ + k * width_;
       const Vec<T>* weight = weight_ + k * width_;
       for (int l = 0; l < orbits; ++l) {
         Vec<T> g[4];
         normals.draw(g, l + 1 < orbits ? orbit(k, l + 1) : orbit(row_after(k), 0), planes_apart);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
-        if (mirror != here) x[mirror] = Point<T>{g[2], g[3]} * weight[mirror];
-        x[here] = Point<T>{g[0], g[1]} * weight[here];
+        if (mirror != here) row_[mirror] = Point<T>{g[2], g[3]} * weight[mirror];
+        row_[here] = Point<T>{g[0], g[1]} * weight[here];
       }
-      inverse(row_plan_, x, prime_scratch_);
+      inverse(row_plan_, row_, prime_scratch_);
+      join(k);
     }
     // rows 0 and H / 2 of real signals: F(-l) = conj F(l), real where l is its own negative; packed as top + i bottom
     const bool has_bottom = height_ % 2 == 0;
@@ -169,26 +160,17 @@ class BundleTransform {
       };
       const Point<T> top = coefficient(weight_, has_bottom ? orbit(height_ / 2, l) : orbit(0, l + 1));
       const Point<T> bottom = has_bottom ? coefficient(bottom_, orbit(0, l + 1)) : Point<T>{};
-      spectrum_[mirror] = {top.re + bottom.im, bottom.re - top.im};
-      spectrum_[here] = {top.re - bottom.im, top.im + bottom.re};
+      row_[mirror] = {top.re + bottom.im, bottom.re - top.im};
+      row_[here] = {top.re - bottom.im, top.im + bottom.re};
     }
-    inverse(row_plan_, spectrum_, prime_scratch_);
+    inverse(row_plan_, row_, prime_scratch_);
+    join(0);
   }
 
   // As PlaneTransform::inverse_columns, for the planes of all lanes.
   template <bool, class Write>
   void inverse_columns(Write&& write) {
-    for (int j = 0; j < packed_columns_; ++j) {
-      const int a = 2 * j, b = a + 1;
-      Point<T>* z = column(j);
-      for (int k = 0; k < packed_rows_; ++k) {
-        const Point<T>* x = spectrum_ + k * width_;
-        const Point<T> p = x[a], q = b < width_ ? x[b] : Point<T>{};
-        z[row(k)] = k == 0 ? Point<T>{p.re, q.re} : Point<T>{p.re - q.im, p.im + q.re};
-        z[partner(k)] = k == 0 ? Point<T>{p.im, q.im} : Point<T>{p.re + q.im, q.re - p.im};
-      }
-      inverse(column_plan_, z, prime_scratch_);
-    }
+    for (int j = 0; j < packed_columns_; ++j) inverse(column_plan_, column(j), prime_scratch_);
     for (int h = 0; h < height_; ++h) {
       for (int w = 0; w < width_; w += L) {
         const int n = width_ - w < L ? width_ - w : L;
@@ -203,8 +185,25 @@ class BundleTransform {
   }
 
  private:
-  int row(int k) const { return column_plan_.position[k]; }
-  int partner(int k) const { return sagd::SAGD_ISA::partner(column_plan_, k); }
+  // Rows k and -k of the packed columns Z = A + i B -> twice row k of the half spectra A and B.
+  SAGD_INLINE void separate(int k) {
+    const int here = column_plan_.position[k], mirror = partner(column_plan_, k);
+    for (int j = 0; j < packed_columns_; ++j) {
+      const Point<T> z = column(j)[here], y = column(j)[mirror];
+      row_[2 * j] = k == 0 ? Point<T>{z.re + z.re, y.re + y.re} : Point<T>{z.re + y.re, z.im - y.im};
+      row_[2 * j + 1] = k == 0 ? Point<T>{z.im + z.im, y.im + y.im} : Point<T>{z.im + y.im, y.re - z.re};
+    }
+  }
+
+  // The way back: rows k of A and B -> Z = A + i B and its mirror row conj(A) + i conj(B).
+  SAGD_INLINE void join(int k) {
+    const int here = column_plan_.position[k], mirror = partner(column_plan_, k);
+    for (int j = 0; j < packed_columns_; ++j) {
+      const Point<T> a = row_[2 * j], b = row_[2 * j + 1];
+      column(j)[here] = k == 0 ? Point<T>{a.re, b.re} : Point<T>{a.re - b.im, a.im + b.re};
+      column(j)[mirror] = k == 0 ? Point<T>{a.im, b.im} : Point<T>{a.re + b.im, b.re - a.im};
+    }
+  }
 
   // A packed column, and one point more: where the missing partner of row 0 goes.
   SAGD_INLINE Point<T>* column(int j) { return columns_ + j * (height_ + 1); }
@@ -226,7 +225,7 @@ class BundleTransform {
 
   int height_, width_, packed_columns_, packed_rows_;
   const Plan<T>&column_plan_, &row_plan_;
-  Point<T>*columns_, *spectrum_, *prime_scratch_;
+  Point<T>*columns_, *row_, *prime_scratch_;
   Vec<T>*weight_, *bottom_, *bottom_excess_;  // weights.h's table, a plane a lane
   WeightTable<T> one_;
 };
