@@ -305,6 +305,14 @@ def test_a_batch_of_more_dimensions_than_can_be_merged():
     assert torch.equal(sagd.spectral_filter(planes, weight), sagd.spectral_filter(planes.contiguous(), weight))
 
 
+@pytest.mark.parametrize("size", [(8, 7), (7, 8), (15, 17), (16, 16), (27, 31), (64, 48), (40, 33)], ids=str)
+def test_tiny_weights_keep_the_relative_accuracy(size):
+    """Nothing of the input reaches the result but through the weight, not even rounding errors."""
+    planes, weight = torch.randn(18, *size), random_weight(*size)
+    expected = sagd.spectral_filter(planes, weight)
+    torch.testing.assert_close(sagd.spectral_filter(planes, weight * 2**-60) * 2**60, expected, rtol=0, atol=0)
+
+
 # ---- planes are independent, to the bit
 
 

@@ -36,7 +36,8 @@ class BundleTransform {
     Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + (width_ + 1) + prime + width_) + half + strips * width_) +
                          2 * sizeof(T) * width_));
     columns_ = carve.take<Point<T>>(points);
-    row_ = carve.take<Point<T>>(width_ + 1);  // the partner of an odd column out goes to the end
+    row_ = carve.take<Point<T>>(width_ + 1);  // an odd column out has its partner, zero, at the end
+    row_[width_] = Point<T>{};
     prime_scratch_ = carve.take<Point<T>>(prime);
     weight_ = carve.take<Vec<T>>(half);
     bottom_ = carve.take<Vec<T>>(width_);
@@ -193,6 +194,7 @@ class BundleTransform {
       row_[2 * j] = k == 0 ? Point<T>{z.re + z.re, y.re + y.re} : Point<T>{z.re + y.re, z.im - y.im};
       row_[2 * j + 1] = k == 0 ? Point<T>{z.im + z.im, y.im + y.im} : Point<T>{z.im + y.im, y.re - z.re};
     }
+    row_[width_] = Point<T>{};  // not what rounding left there
   }
 
   // The way back: rows k of A and B -> Z = A + i B and its mirror row conj(A) + i conj(B).

@@ -93,6 +93,9 @@ class PlaneTransform {
       *rows_->mirror = z - y;
       for (int strip = 0; strip < row_strips_; ++strip) separate(strip, j0);
     }
+    if (width_ % 2) {  // the missing partner's spectrum is zero, not what rounding left there
+      for (int strip = 0; strip < row_strips_; ++strip) spectrum_[strip * int64_t(pitch_) + width_] = Point<T>{};
+    }
   }
 
   // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
