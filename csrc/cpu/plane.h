@@ -75,9 +75,9 @@ class PlaneTransform {
     for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
-      if (partners == L) {
+      if (partners > 0) {
         forward(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h) {
-          return Point<T>{read(0, h, j0, L), read(0, h, partner, L)};
+          return Point<T>{read(0, h, j0, n), read(0, h, partner, partners)};
         });
       } else {
         for (int h = 0; h < height_; ++h) {
@@ -196,10 +196,10 @@ class PlaneTransform {
       const Point<T> z = *rows_->here, y = *rows_->mirror;
       *rows_->here = (z + y) * T(0.5);
       *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
-      if (fused && partners == L) {
+      if (fused && partners > 0) {
         inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
-          write(0, h, j0, L, v.re);
-          write(0, h, partner, L, v.im);
+          write(0, h, j0, n, v.re);
+          write(0, h, partner, partners, v.im);
         });
       } else {
         inverse(column_plan_, columns_, prime_scratch_);

@@ -192,10 +192,10 @@ SAGD_INLINE void store(S* to, Vec<Compute<S>> v) {
 // The first n values (0 < n <= lanes), the other lanes zero.
 template <class S>
 SAGD_INLINE Vec<Compute<S>> load_first(const S* from, int n) {
-  if (n >= lanes<Compute<S>>) return load(from);
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), from);
 #endif
+  if (n >= lanes<Compute<S>>) return load(from);
   S padded[lanes<Compute<S>>] = {};
   std::memcpy(padded, from, n * sizeof(S));
   return load(padded);
@@ -203,10 +203,10 @@ SAGD_INLINE Vec<Compute<S>> load_first(const S* from, int n) {
 
 template <class S>
 SAGD_INLINE void store_first(S* to, Vec<Compute<S>> v, int n) {
-  if (n >= lanes<Compute<S>>) return store(to, v);
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<S, float>) return _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), (__m512)v);
 #endif
+  if (n >= lanes<Compute<S>>) return store(to, v);
   S padded[lanes<Compute<S>>];
   store(padded, v);
   std::memcpy(to, padded, n * sizeof(S));
