@@ -35,7 +35,7 @@ SAGD_INLINE Point<T> twiddle(Point<T> a, const T* w, const T* same) {
 // store.
 template <int R, bool inverse, bool twiddled, class T, class Get, class Put>
 SAGD_INLINE void butterfly(const T* w, Get get, Put put) {
-  const T* const same = lanes<float> == 16 ? opaque(w) : w;
+  const T* const same = many_registers ? opaque(w) : w;
   Point<T> v[R];
 #pragma GCC unroll 16
   for (int m = 0; m < R; ++m) {

@@ -75,7 +75,7 @@ class PlaneTransform {
     for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
-      if (partners > 0) {
+      if (many_registers && partners > 0) {
         forward(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h) {
           return Point<T>{read(0, h, j0, n), read(0, h, partner, partners)};
         });
@@ -186,7 +186,7 @@ class PlaneTransform {
   }
 
   // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(0, h, w, n, values).
-  // `fused`: from within the last stage, which pays as long as `write` has one stream of memory to care for.
+  // `fused`: from within the last stage, which pays as long as `write` touches nothing but one output.
   template <bool fused, class Write>
   void inverse_columns(Write write) {
     for (int j0 = 0; j0 < packed_columns_; j0 += L) {
@@ -196,7 +196,7 @@ class PlaneTransform {
       const Point<T> z = *rows_->here, y = *rows_->mirror;
       *rows_->here = (z + y) * T(0.5);
       *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
-      if (fused && partners > 0) {
+      if (fused && many_registers && partners > 0) {
         inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
           write(0, h, j0, n, v.re);
           write(0, h, partner, partners, v.im);

@@ -34,6 +34,9 @@ using Vec = typename VectorOf<T>::type;
 template <class T>
 constexpr int lanes = vector_bytes / sizeof(T);
 
+// With 32 registers a butterfly has room for the addresses and factors of data elsewhere; with 16 its points are spilt.
+constexpr bool many_registers = vector_bytes == 64;
+
 // The type that a stored type is computed in.
 template <class S>
 struct ComputeOf {
@@ -74,10 +77,10 @@ SAGD_INLINE V opaque(V v) {
 }
 
 // A value that is loaded once. Left to itself, the compiler folds a load into every instruction that uses the value;
-// with wide vectors that takes more load slots than there are. Narrow ones have too few registers to do better.
+// with wide vectors that takes more load slots than there are.
 template <class V>
 SAGD_INLINE V loaded(V v) {
-  return lanes<float> == 16 ? opaque(v) : v;
+  return many_registers ? opaque(v) : v;
 }
 
 // Hands out one piece of memory in parts. Parts of vectors come first, so that every part is aligned.
