@@ -54,7 +54,6 @@ class PlaneTransform {
   }
 
   WeightTable<T>& weight() { return weight_; }
-  void spread_weight(int, int) {}  // there is but one plane
   const Plan<T>& row_plan() const { return row_plan_; }
 
   // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(0, h, w, n).
