@@ -109,7 +109,7 @@ def _per_value(grad_loss: Tensor, planes: Tensor, factor: int = 1) -> Tensor:
     return grad_loss * torch.full((), factor / max(planes.numel(), 1), dtype=grad_loss.dtype, device=grad_loss.device)
 
 
-def whitened_mse_backward(ctx, needs_grad, grad_loss, grad_whitened):
+def whitened_mse_backward(ctx, needs_grad, grad_loss, grad_whitened=None):
     # loss = <r, T_u r> / numel and whitened = T_u r, with r = input - target and u = whitening(w)
     input, target, weight, whitened = ctx.saved_tensors
     needs_input, needs_target, needs_weight, _ = needs_grad
@@ -118,7 +118,8 @@ def whitened_mse_backward(ctx, needs_grad, grad_loss, grad_whitened):
         grad_whitened = None
     grad_residual = grad_weight = None
     if needs_input or needs_target:
-        if not ctx.with_residual:  # an outer transform of torch.func needs what the inner one did not
+        # an outer transform of torch.func needs what the inner one did not; a second derivative, more than a number
+        if not ctx.with_residual or (torch.is_grad_enabled() and not whitened.requires_grad):
             residual = input.to(weight.dtype) - target.to(weight.dtype)
             whitened = _ops.spectral_filter(residual, whitening(weight, width)).to(input.dtype)
         grad_residual = _sum(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _any_requires_grad as any_requires_grad
 from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _AutoDispatchBelowAutograd
 from torch._C import _is_any_autocast_enabled as any_autocast
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
@@ -20,6 +21,7 @@ from torch.compiler import is_compiling
 from . import backends, gradients
 from ._build import library_path
 from .backends import composite
+from .random import block_keys
 from .spectral import whitening
 
 torch.ops.load_library(library_path())
@@ -46,7 +48,7 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) 
     Raises:
         RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
     """
-    return _from_python["spectral_filter"](input, weight, scale)
+    return _spectral_filter(input, weight, scale)
 
 
 def shaped_noise(
@@ -74,7 +76,7 @@ def shaped_noise(
     Returns:
         A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
     """
-    return _from_python["shaped_noise"](key, size, weight, scale, plane_offset=plane_offset, dtype=dtype)
+    return _shaped_noise(key, size, weight, scale, plane_offset=plane_offset, dtype=dtype)
 
 
 def add_noise(
@@ -86,7 +88,7 @@ def add_noise(
     of epsilon prediction. Arguments as in `spectral_filter` and `shaped_noise`; both scales broadcast from the left.
     Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
     """
-    return _from_python["add_noise"](input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
+    return _add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
 
 
 def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -110,7 +112,7 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         dtype = torch.promote_types(input.dtype, target.dtype)
         input, target = input.to(dtype), target.to(dtype)
     with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
-    return _from_python["_whitened_mse"](input, target, weight, with_residual)[0]
+    return _whitened_mse(input, target, weight, with_residual)
 
 
 # ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------
@@ -254,6 +256,9 @@ for _name, _check_arguments, _fake, _composite in [
     _library.impl(_name, _checked(_check_arguments, backends.on_cuda(_name)), "CUDA")
 
 
+torch.library.register_fake("sagd::_block_keys", lambda key: key.new_empty(key.shape), lib=_library)
+_library.impl("_block_keys", block_keys, "CompositeExplicitAutograd")
+
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
     _library.impl("whitened_mse", whitened_mse, _key)
 
@@ -261,15 +266,23 @@ for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
 # ---- gradients -----------------------------------------------------------------------------------------------------
 
 
-def _differentiable(name: str, backward, save):
+def _whole(output):
+    return output
+
+
+def _first(output):
+    return output[0]
+
+
+def _differentiable(name: str, backward, save, result=_whole):
     """Gives an operator its gradient, as `torch.library.register_autograd` does; that one refuses torch.func.grad
     (pytorch/pytorch#168393) and lets the tangents of forward mode vanish. Here every transform of torch.func works, and
     forward mode is an error.
 
-    Returns the operator for callers in Python. The dispatcher would come back to Python to ask for gradients, with all
-    arguments converted twice, which takes as long as a small batch's transforms: it is asked here, before the
-    dispatcher. Where anything else happens above or at autograd (tracing, transforms, forward mode, autocast), the
-    dispatcher keeps the order.
+    Returns the operator for callers in Python, who get result(output). The dispatcher would come back to Python to ask
+    for gradients, with all arguments converted twice, which takes as long as a small batch's transforms; so that is
+    asked before it is called. Where something else happens above autograd or in it (tracing, transforms, forward mode,
+    autocast), the dispatcher keeps the order.
     """
     operator = getattr(_ops, name).default
     arguments = len([a for a in operator._schema.arguments if not a.kwarg_only])
@@ -277,25 +290,25 @@ def _differentiable(name: str, backward, save):
 
     class Function(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx, implementation, kwargs, *args):
+        def forward(ctx, implementation, result, kwargs, *args):
             output = implementation(*args, **kwargs)
             save(ctx, *_padded(args, arguments), output=output, **kwargs)
-            return output
+            return result(output)
 
         @staticmethod
         def backward(ctx, *grads):
-            return None, None, *backward(ctx, _padded(ctx.needs_input_grad[2:], arguments), *grads)
+            return None, None, None, *backward(ctx, _padded(ctx.needs_input_grad[3:], arguments), *grads)
 
     def below_autograd(*args, **kwargs):
-        with torch._C._AutoDispatchBelowAutograd():
+        with _AutoDispatchBelowAutograd():
             return operator(*args, **kwargs)
 
     def from_python(*args, **kwargs):
         if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or any_autocast():
-            return operator(*args, **kwargs)
+            return result(operator(*args, **kwargs))
         if is_grad_enabled() and any_requires_grad(*args):
-            return Function.apply(below_autograd, kwargs, *args)
-        return below_autograd(*args, **kwargs)
+            return Function.apply(below_autograd, result, kwargs, *args)
+        return result(below_autograd(*args, **kwargs))
 
     def from_dispatcher(keyset, *args, **kwargs):
         keyset = keyset & after_autograd
@@ -304,11 +317,11 @@ def _differentiable(name: str, backward, save):
 
         def implementation(*args, **kwargs):
             # enabled for the outer transforms of torch.func; below autograd what the implementation is composed of
-            with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+            with torch.enable_grad(), _AutoDispatchBelowAutograd():
                 return redispatch(keyset, *args, **kwargs)
 
         with enable_single_level_autograd_function():
-            return Function.apply(implementation, kwargs, *args)
+            return Function.apply(implementation, _whole, kwargs, *args)
 
     _library.impl(name, from_dispatcher, "Autograd", with_keyset=True)
     return from_python
@@ -319,12 +332,14 @@ def _padded(values: Sequence, length: int) -> list:
     return [*values, *[None] * (length - len(values))]
 
 
-_from_python = {
-    name: _differentiable(name, getattr(gradients, f"{function}_backward"), getattr(gradients, f"{function}_save"))
-    for name, function in [
-        (n, n.lstrip("_")) for n in ("spectral_filter", "shaped_noise", "add_noise", "_whitened_mse")
-    ]
-}
+_spectral_filter = _differentiable(
+    "spectral_filter", gradients.spectral_filter_backward, gradients.spectral_filter_save
+)
+_shaped_noise = _differentiable("shaped_noise", gradients.shaped_noise_backward, gradients.shaped_noise_save)
+_add_noise = _differentiable("add_noise", gradients.add_noise_backward, gradients.add_noise_save)
+_whitened_mse = _differentiable(
+    "_whitened_mse", gradients.whitened_mse_backward, gradients.whitened_mse_save, result=_first
+)
 
 
 # ---- vmap: the new dimension becomes the first batch dimension -----------------------------------------------------
@@ -347,6 +362,10 @@ def _scale_to_front(scale: Tensor | None, dim: int | None) -> Tensor | None:
     if scale is None:
         return None
     return scale.unsqueeze(0) if dim is None else scale.movedim(dim, 0)
+
+
+def _vmap_block_keys(info, in_dims, key):
+    return _ops._block_keys(key.movedim(in_dims[0], 0)), 0
 
 
 def _vmap_spectral_filter(info, in_dims, input, weight, scale=None):
@@ -385,6 +404,7 @@ def _vmap_whitened_mse(info, in_dims, input, target, weight, with_residual):
 
 
 for _name, _vmap in [
+    ("_block_keys", _vmap_block_keys),
     ("spectral_filter", _vmap_spectral_filter),
     ("shaped_noise", _vmap_shaped_noise),
     ("add_noise", _vmap_add_noise),
