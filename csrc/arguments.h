@@ -223,8 +223,8 @@ inline Tensor describe_keys(Job& job, const Tensor& key, Sizes size, int64_t pla
   return contiguous;
 }
 
-// A new contiguous tensor of an aoti_torch_dtype. The shim's function is called directly: through the dispatcher it would
-// take as long as a small plane's transform.
+// A new contiguous tensor of an aoti_torch_dtype. The shim's function is called directly: through the dispatcher it
+// would take as long as a small plane's transform.
 inline Tensor empty(Sizes size, int32_t type, Device device) {
   std::vector<int64_t> strides(size.size());
   int64_t stride = 1;

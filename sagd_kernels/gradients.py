@@ -118,7 +118,7 @@ def whitened_mse_backward(ctx, needs_grad, grad_loss, grad_whitened=None):
         grad_whitened = None
     grad_residual = grad_weight = None
     if needs_input or needs_target:
-        # an outer transform of torch.func needs what the inner one did not; a second derivative, more than a number
+        # an outer transform of torch.func may need what an inner one did not; second derivatives need more than a value
         if not ctx.with_residual or (torch.is_grad_enabled() and not whitened.requires_grad):
             residual = input.to(weight.dtype) - target.to(weight.dtype)
             whitened = _ops.spectral_filter(residual, whitening(weight, width)).to(input.dtype)

@@ -26,9 +26,11 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
     Seed and offset are both random, 128 bits in all. The draw happens on the generator's device and never
     synchronises, so it can be captured in a CUDA graph.
     """
-    source = generator.device if generator is not None else device
-    drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, dtype=torch.int64, device=source)
-    return drawn.to(device).view(torch.uint64)
+    if generator is None:
+        drawn = torch.randint(-(2**63), 2**63 - 1, (2,), device=device)
+    else:
+        drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=generator.device).to(device)
+    return drawn.view(torch.uint64)
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:

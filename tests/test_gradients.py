@@ -79,6 +79,12 @@ def test_whitened_mse_twice(plane, lead):
     check_twice(sagd.whitened_mse, inputs)
 
 
+def test_whitened_mse_and_its_residual_twice():
+    """The operator that torch.func, torch.compile and autocast see, whose second output has gradients, too."""
+    inputs = leaf(*BATCH, *PLANE), leaf(*BATCH, *PLANE), weight_leaf(2, 1)
+    check_twice(lambda x, y, w: torch.ops.sagd._whitened_mse(x, y, w, True), inputs)
+
+
 def test_whitened_mse_twice_where_some_bins_do_not_count():
     weight = random_weight(2, *PLANE, dtype=torch.float64)
     weight[0, 0, 0], weight[0, :, -1], weight[1] = 0, -1, 0

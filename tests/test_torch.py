@@ -240,11 +240,10 @@ def test_vmap_equals_a_loop(name, in_dims):
     assert_vmap_equals_loop(function, in_dims, args)
 
 
-@pytest.mark.parametrize(("in_dims"), [(0, None), (None, 0), (1, 0)], ids=str)
-def test_vmap_of_keys_equals_a_loop(in_dims):
-    keys, steps = sagd.split(KEY, MAPPED), torch.arange(MAPPED)
-    args = [keys.mT if in_dims[0] == 1 else keys if in_dims[0] == 0 else KEY, steps if in_dims[1] == 0 else 7]
-    assert_vmap_equals_loop(sagd.fold_in, in_dims, args)
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_vmap_of_keys_equals_a_loop(dim):
+    keys = sagd.split(KEY, 3 * MAPPED).view(MAPPED, 3, 2).movedim(0, dim)
+    assert_vmap_equals_loop(torch.ops.sagd._block_keys, (dim,), (keys,))
 
 
 @pytest.mark.parametrize("name", VMAPPED)

@@ -41,9 +41,10 @@ class BundleTransform {
   }
 
   // Fills the table, lane i from the weight at from[i]: fill of weights.h for L planes at once. With inverse_square,
-  // kept[i] becomes the number of bins of the full plane with w > 0.
+  // kept[i] becomes the number of bins of the full plane with w > 0. Inlined, it would take registers from its callers.
   template <WeightMap map>
-  void load_weights(const T* const* from, int64_t row_stride, int64_t column_stride, T factor, int64_t* kept) {
+  [[gnu::noinline]] void load_weights(const T* const* from, int64_t row_stride, int64_t column_stride, T factor,
+                                      int64_t* kept) {
     const int columns = width_ / 2 + 1;
     const Vec<T>* w = gather_weights(from, row_stride, column_stride, columns);
     Vec<T> count = {}, packed_count = {};
