@@ -196,12 +196,17 @@ inline Job describe(Sizes size, Dtype dtype, const Tensor& weight, Device device
   return job;
 }
 
+inline void check_key(const Tensor& key) {
+  const Sizes size = sizes_of(key);
+  STD_TORCH_CHECK(key.scalar_type() == ScalarType::UInt64 && !size.empty() && size.back() == 2,
+                  "key: expected a uint64 tensor [..., 2], got ", dtype_name(key.scalar_type()), " ", to_string(size));
+}
+
 // Keys may come with any strides; the copy, if one is needed, must outlive the job.
 inline Tensor describe_keys(Job& job, const Tensor& key, Sizes size, int64_t plane_offset, Device device) {
   check_device("key", key, device);
+  check_key(key);
   const Sizes got = sizes_of(key);
-  STD_TORCH_CHECK(key.scalar_type() == ScalarType::UInt64 && !got.empty() && got.back() == 2,
-                  "key: expected a uint64 tensor [..., 2], got ", dtype_name(key.scalar_type()), " ", to_string(got));
   bool fits = got.size() - 1 <= size.size() - 2;
   int64_t keys = 1;
   for (size_t d = 0; fits && d < got.size() - 1; ++d) {
@@ -218,23 +223,25 @@ inline Tensor describe_keys(Job& job, const Tensor& key, Sizes size, int64_t pla
   return contiguous;
 }
 
-// A new contiguous tensor. The shim's function is called directly: through the dispatcher it would take as long as a
-// small plane's transform.
-inline Tensor empty(Sizes size, Dtype dtype, Device device) {
+// A new contiguous tensor of an aoti_torch_dtype. The shim's function is called directly: through the dispatcher it
+// would take as long as a small plane's transform.
+inline Tensor empty(Sizes size, int32_t type, Device device) {
   std::vector<int64_t> strides(size.size());
   int64_t stride = 1;
   for (size_t d = size.size(); d-- > 0; stride *= std::max<int64_t>(size[d], 1)) strides[d] = stride;
-  int32_t type = 0;
-  switch (dtype) {
-    case Dtype::float32: type = aoti_torch_dtype_float32(); break;
-    case Dtype::float64: type = aoti_torch_dtype_float64(); break;
-    case Dtype::bfloat16: type = aoti_torch_dtype_bfloat16(); break;
-    case Dtype::float16: type = aoti_torch_dtype_float16(); break;
-  }
   AtenTensorHandle handle = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), strides.data(), type,
                                                   int32_t(device.type), device.index, &handle));
   return Tensor(handle);
+}
+
+inline Tensor empty(Sizes size, Dtype dtype, Device device) {
+  switch (dtype) {
+    case Dtype::float64: return empty(size, aoti_torch_dtype_float64(), device);
+    case Dtype::bfloat16: return empty(size, aoti_torch_dtype_bfloat16(), device);
+    case Dtype::float16: return empty(size, aoti_torch_dtype_float16(), device);
+    default: return empty(size, aoti_torch_dtype_float32(), device);
+  }
 }
 
 inline Tensor empty(std::initializer_list<int64_t> size, Dtype dtype, Device device) {

@@ -2,6 +2,7 @@
 #include "cpu/describe.h"
 #include "cpu/job.h"
 #include "operators.h"
+#include "sagd/philox.h"
 
 namespace sagd {
 namespace {
@@ -44,6 +45,26 @@ struct Cpu {
   }
 };
 
+Tensor block_keys(const Tensor& key) {
+  check_key(key);
+  const Tensor parents = key.is_contiguous() ? key : torch::stable::contiguous(key);
+  const Tensor children = empty(sizes_of(key), aoti_torch_dtype_uint64(), device_of(key));
+  const auto* from = static_cast<const uint64_t*>(parents.const_data_ptr());
+  auto* to = static_cast<uint64_t*>(children.mutable_data_ptr());
+  for (int64_t i = 0, end = product(sizes_of(key)); i < end; i += 2) {
+    const uint64_t seed = from[i], offset = from[i + 1];
+    uint32_t words[4] = {uint32_t(offset), uint32_t(offset >> 32), 0, 0};
+    philox(words, PhiloxKeys<uint32_t>(seed), [](uint32_t a, uint32_t m, uint32_t& high, uint32_t& low) {
+      const uint64_t wide = uint64_t(a) * m;
+      high = uint32_t(wide >> 32);
+      low = uint32_t(wide);
+    });
+    to[i] = words[0] | uint64_t(words[1]) << 32;
+    to[i + 1] = words[2] | uint64_t(words[3]) << 32;
+  }
+  return children;
+}
+
 std::string cpu_isa() { return kernels().name; }
 
 std::string cpu_plan(int64_t length) {
@@ -66,6 +87,7 @@ STABLE_TORCH_LIBRARY(sagd, m) {
   // the loss, and with_residual the residual F^-1[F(input - target) / w^2] height width / (bins with w > 0):
   // 2 / numel times it is the loss's gradient
   m.def("_whitened_mse(Tensor input, Tensor target, Tensor weight, bool with_residual) -> (Tensor loss, Tensor whitened)");
+  m.def("_block_keys(Tensor key) -> Tensor");  // of the Philox block at each key's offset: random.block_keys
   m.def("_cpu_isa() -> str");
   m.def("_cpu_plan(int length) -> str");
 }
@@ -75,6 +97,7 @@ STABLE_TORCH_LIBRARY_IMPL(sagd, CPU, m) {
   m.impl("shaped_noise", TORCH_BOX(&sagd::shaped_noise<sagd::Cpu>));
   m.impl("add_noise", TORCH_BOX(&sagd::add_noise<sagd::Cpu>));
   m.impl("_whitened_mse", TORCH_BOX(&sagd::whitened_mse<sagd::Cpu>));
+  m.impl("_block_keys", TORCH_BOX(&sagd::block_keys));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sagd, CompositeImplicitAutograd, m) {

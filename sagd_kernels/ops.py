@@ -10,15 +10,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, is_grad_enabled
 from torch._C import _any_requires_grad as any_requires_grad
+from torch._C import _are_functorch_transforms_active as transforms_active
+from torch._C import _AutoDispatchBelowAutograd
+from torch._C import _is_any_autocast_enabled as any_autocast
 from torch._functorch.autograd_function import enable_single_level_autograd_function
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
+from torch.compiler import is_compiling
 
-from . import backends
+from . import backends, gradients
 from ._build import library_path
 from .backends import composite
-from .reference import align_left
-from .spectral import cross_spectrum, even_part, whitening
+from .random import block_keys
+from .spectral import whitening
 
 torch.ops.load_library(library_path())
 _ops = torch.ops.sagd
@@ -44,7 +48,7 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) 
     Raises:
         RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
     """
-    return _ops.spectral_filter(input, weight, scale)
+    return _spectral_filter(input, weight, scale)
 
 
 def shaped_noise(
@@ -72,7 +76,7 @@ def shaped_noise(
     Returns:
         A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
     """
-    return _ops.shaped_noise(key, size, weight, scale, plane_offset=plane_offset, dtype=dtype)
+    return _shaped_noise(key, size, weight, scale, plane_offset=plane_offset, dtype=dtype)
 
 
 def add_noise(
@@ -84,7 +88,7 @@ def add_noise(
     of epsilon prediction. Arguments as in `spectral_filter` and `shaped_noise`; both scales broadcast from the left.
     Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
     """
-    return _ops.add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
+    return _add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
 
 
 def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -100,7 +104,15 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     Returns:
         A scalar: float32, or float64 for float64 input. Differentiable in every argument, twice.
     """
-    return _ops.whitened_mse(input, target, weight)
+    if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
+        return _ops.whitened_mse(input, target, weight)  # which says what it expected
+    if input.dtype != target.dtype:
+        _check_floating("input", input.dtype)
+        _check_floating("target", target.dtype)
+        dtype = torch.promote_types(input.dtype, target.dtype)
+        input, target = input.to(dtype), target.to(dtype)
+    with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
+    return _whitened_mse(input, target, weight, with_residual)
 
 
 # ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------
@@ -244,52 +256,75 @@ for _name, _check_arguments, _fake, _composite in [
     _library.impl(_name, _checked(_check_arguments, backends.on_cuda(_name)), "CUDA")
 
 
-def _whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    _check_floating("input", input.dtype)
-    _check_floating("target", target.dtype)
-    dtype = torch.promote_types(input.dtype, target.dtype)
-    with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
-    return _ops._whitened_mse(input.to(dtype), target.to(dtype), weight, with_residual)[0]
-
+torch.library.register_fake("sagd::_block_keys", lambda key: key.new_empty(key.shape), lib=_library)
+_library.impl("_block_keys", block_keys, "CompositeExplicitAutograd")
 
 for _key in ("CompositeImplicitAutograd", "FuncTorchBatchedDecomposition"):
-    _library.impl("whitened_mse", _whitened_mse, _key)
+    _library.impl("whitened_mse", whitened_mse, _key)
 
 
 # ---- gradients -----------------------------------------------------------------------------------------------------
-# T_w is its own adjoint, so the gradient of a filter is the same filter. Every formula below consists of
-# differentiable operators, so second derivatives follow. A save function keeps what its formula needs of the
-# operator's arguments, with their defaults, and of its output.
 
 
-def _register_autograd(name: str, backward, save) -> None:
-    """As `torch.library.register_autograd`, which refuses torch.func.grad (pytorch/pytorch#168393) and lets the
-    tangents of forward mode vanish. Here every transform of torch.func works, and forward mode is an error."""
+def _whole(output):
+    return output
+
+
+def _first(output):
+    return output[0]
+
+
+def _differentiable(name: str, backward, save, result=_whole):
+    """Gives an operator its gradient, as `torch.library.register_autograd` does; that one refuses torch.func.grad
+    (pytorch/pytorch#168393) and lets the tangents of forward mode vanish. Here every transform of torch.func works, and
+    forward mode is an error.
+
+    Returns the operator for callers in Python, who get result(output). The dispatcher would come back to Python to ask
+    for gradients, with all arguments converted twice, which takes as long as a small batch's transforms; so that is
+    asked before it is called. Where something else happens above autograd or in it (tracing, transforms, forward mode,
+    autocast), the dispatcher keeps the order.
+    """
     operator = getattr(_ops, name).default
     arguments = len([a for a in operator._schema.arguments if not a.kwarg_only])
-    redispatch, below_autograd = operator.redispatch, torch._C._after_autograd_keyset
+    redispatch, after_autograd = operator.redispatch, torch._C._after_autograd_keyset
 
     class Function(_SingleLevelFunction):
         @staticmethod
-        def forward(ctx, keyset, kwargs, *args):
-            # enabled for the outer transforms of torch.func; below autograd what the implementation is composed of
-            with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
-                output = redispatch(keyset, *args, **kwargs)
+        def forward(ctx, implementation, result, kwargs, *args):
+            output = implementation(*args, **kwargs)
             save(ctx, *_padded(args, arguments), output=output, **kwargs)
-            return output
+            return result(output)
 
         @staticmethod
         def backward(ctx, *grads):
-            return None, None, *backward(ctx, _padded(ctx.needs_input_grad[2:], arguments), *grads)
+            return None, None, None, *backward(ctx, _padded(ctx.needs_input_grad[3:], arguments), *grads)
 
-    def run(keyset, *args, **kwargs):
-        keyset = keyset & below_autograd
-        if (is_grad_enabled() and any_requires_grad(*args)) or forward_ad._current_level >= 0:
-            with enable_single_level_autograd_function():
-                return Function.apply(keyset, kwargs, *args)
-        return redispatch(keyset, *args, **kwargs)
+    def below_autograd(*args, **kwargs):
+        with _AutoDispatchBelowAutograd():
+            return operator(*args, **kwargs)
 
-    _library.impl(name, run, "Autograd", with_keyset=True)
+    def from_python(*args, **kwargs):
+        if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or any_autocast():
+            return result(operator(*args, **kwargs))
+        if is_grad_enabled() and any_requires_grad(*args):
+            return Function.apply(below_autograd, result, kwargs, *args)
+        return result(below_autograd(*args, **kwargs))
+
+    def from_dispatcher(keyset, *args, **kwargs):
+        keyset = keyset & after_autograd
+        if not (is_grad_enabled() and any_requires_grad(*args)) and forward_ad._current_level < 0:
+            return redispatch(keyset, *args, **kwargs)
+
+        def implementation(*args, **kwargs):
+            # enabled for the outer transforms of torch.func; below autograd what the implementation is composed of
+            with torch.enable_grad(), _AutoDispatchBelowAutograd():
+                return redispatch(keyset, *args, **kwargs)
+
+        with enable_single_level_autograd_function():
+            return Function.apply(implementation, _whole, kwargs, *args)
+
+    _library.impl(name, from_dispatcher, "Autograd", with_keyset=True)
+    return from_python
 
 
 def _padded(values: Sequence, length: int) -> list:
@@ -297,133 +332,14 @@ def _padded(values: Sequence, length: int) -> list:
     return [*values, *[None] * (length - len(values))]
 
 
-def _scale_gradient(product: Tensor, scale: Tensor) -> Tensor:
-    """The sum of a product of planes over everything that one entry of the scale multiplied."""
-    padded = scale.shape + (1,) * (product.ndim - scale.ndim)
-    return product.sum_to_size(padded).reshape(scale.shape).to(scale.dtype)
-
-
-def _times(planes: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    planes = planes.to(dtype)
-    return planes if scale is None else planes * align_left(scale, planes.ndim).to(dtype)
-
-
-def _spectral_filter_save(ctx, input, weight, scale, *, output):
-    ctx.save_for_backward(input, weight, scale)
-
-
-def _spectral_filter_backward(ctx, needs_grad, grad):
-    input, weight, scale = ctx.saved_tensors
-    needs_input, needs_weight, needs_scale = needs_grad
-    dtype = weight.dtype
-    grad_input = grad_weight = grad_scale = None
-    if needs_input:
-        grad_input = _ops.spectral_filter(grad, weight, scale)
-    if needs_weight:
-        grad_weight = cross_spectrum(input, _times(grad, scale, dtype), weight)
-    if needs_scale:
-        grad_scale = _scale_gradient(grad.to(dtype) * _ops.spectral_filter(input.to(dtype), weight), scale)
-    return grad_input, grad_weight, grad_scale
-
-
-def _shaped_noise_save(ctx, key, size, weight, scale, *, plane_offset=0, dtype=None, output):
-    ctx.save_for_backward(key, weight, scale)
-    ctx.size, ctx.plane_offset = size, plane_offset
-
-
-def _white_noise(key, size, weight, plane_offset):
-    ones = torch.ones(weight.shape[-2:], dtype=weight.dtype, device=weight.device)
-    return _ops.shaped_noise(key, size, ones, plane_offset=plane_offset)
-
-
-def _shaped_noise_backward(ctx, needs_grad, grad):
-    key, weight, scale = ctx.saved_tensors
-    _, _, needs_weight, needs_scale = needs_grad
-    dtype = weight.dtype
-    grad_weight = grad_scale = None
-    if needs_weight:
-        white = _white_noise(key, ctx.size, weight, ctx.plane_offset)
-        grad_weight = cross_spectrum(white, _times(grad, scale, dtype), weight)
-    if needs_scale:
-        noise = _ops.shaped_noise(key, ctx.size, weight, plane_offset=ctx.plane_offset)
-        grad_scale = _scale_gradient(grad.to(dtype) * noise, scale)
-    return None, None, grad_weight, grad_scale
-
-
-def _add_noise_save(ctx, *args, plane_offset=0, output):
-    ctx.save_for_backward(*args)
-    ctx.plane_offset = plane_offset
-    ctx.set_materialize_grads(False)  # often only one of the outputs has a gradient
-
-
-def _add_noise_backward(ctx, needs_grad, grad_noisy, grad_noise):
-    input, key, weight, signal_scale, noise_scale = ctx.saved_tensors
-    needs_input, _, needs_weight, needs_signal_scale, needs_noise_scale = needs_grad
-    dtype = weight.dtype
-    grad_input = grad_weight = grad_signal_scale = grad_noise_scale = None
-    if needs_input and grad_noisy is not None:
-        grad_input = _times(grad_noisy, signal_scale, dtype).to(input.dtype)
-    if needs_weight:
-        white = _white_noise(key, input.shape, weight, ctx.plane_offset)
-        through_noisy = None if grad_noisy is None else _times(grad_noisy, noise_scale, dtype)
-        grad = _sum(through_noisy, None if grad_noise is None else grad_noise.to(dtype))
-        grad_weight = None if grad is None else cross_spectrum(white, grad, weight)
-    if needs_signal_scale and grad_noisy is not None:
-        grad_signal_scale = _scale_gradient(grad_noisy.to(dtype) * input.to(dtype), signal_scale)
-    if needs_noise_scale and grad_noisy is not None:
-        noise = _ops.shaped_noise(key, input.shape, weight, plane_offset=ctx.plane_offset)
-        grad_noise_scale = _scale_gradient(grad_noisy.to(dtype) * noise, noise_scale)
-    return grad_input, None, grad_weight, grad_signal_scale, grad_noise_scale
-
-
-def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """a + b, where None stands for 0."""
-    return a if b is None else b if a is None else a + b
-
-
-def _whitened_mse_save(ctx, input, target, weight, with_residual, *, output):
-    ctx.save_for_backward(input, target, weight, output[1])
-    ctx.with_residual = with_residual
-    ctx.set_materialize_grads(False)  # outside of second derivatives only the loss has a gradient
-
-
-def _whitened_mse_backward(ctx, needs_grad, grad_loss, grad_whitened):
-    # loss = <r, T_u r> / numel and whitened = T_u r, with r = input - target and u = whitening(w)
-    input, target, weight, whitened = ctx.saved_tensors
-    needs_input, needs_target, needs_weight, _ = needs_grad
-    width, per_value = input.shape[-1], None
-    if grad_loss is not None:  # divided by a tensor, as vmap takes no symbolic number
-        per_value = grad_loss / torch.full((), max(input.numel(), 1), dtype=weight.dtype, device=weight.device)
-    if not ctx.with_residual:
-        grad_whitened = None
-    grad_residual = grad_weight = None
-    if needs_input or needs_target:
-        if not ctx.with_residual:  # an outer transform of torch.func needs what the inner one did not
-            residual = input.to(weight.dtype) - target.to(weight.dtype)
-            whitened = _ops.spectral_filter(residual, whitening(weight, width)).to(input.dtype)
-        grad_residual = _sum(
-            None if per_value is None else whitened * (2 * per_value),
-            None if grad_whitened is None else _ops.spectral_filter(grad_whitened, whitening(weight, width)),
-        )
-    if needs_weight:
-        residual = input.to(weight.dtype) - target.to(weight.dtype)
-        even = even_part(weight, width)
-        slope = torch.where(even > 0, -2 * whitening(weight, width) / torch.where(even > 0, even, 1), 0)
-        slope = slope.expand(*input.shape[:-2], *slope.shape[-2:])
-        adjoint = _sum(
-            None if per_value is None else residual * per_value,
-            None if grad_whitened is None else grad_whitened.to(weight.dtype),
-        )
-        if adjoint is not None:
-            grad_weight = (cross_spectrum(residual, adjoint, slope) * slope).sum_to_size(weight.shape)
-    grad_target = -grad_residual if needs_target and grad_residual is not None else None
-    return grad_residual if needs_input else None, grad_target, grad_weight, None
-
-
-_register_autograd("spectral_filter", _spectral_filter_backward, _spectral_filter_save)
-_register_autograd("shaped_noise", _shaped_noise_backward, _shaped_noise_save)
-_register_autograd("add_noise", _add_noise_backward, _add_noise_save)
-_register_autograd("_whitened_mse", _whitened_mse_backward, _whitened_mse_save)
+_spectral_filter = _differentiable(
+    "spectral_filter", gradients.spectral_filter_backward, gradients.spectral_filter_save
+)
+_shaped_noise = _differentiable("shaped_noise", gradients.shaped_noise_backward, gradients.shaped_noise_save)
+_add_noise = _differentiable("add_noise", gradients.add_noise_backward, gradients.add_noise_save)
+_whitened_mse = _differentiable(
+    "_whitened_mse", gradients.whitened_mse_backward, gradients.whitened_mse_save, result=_first
+)
 
 
 # ---- vmap: the new dimension becomes the first batch dimension -----------------------------------------------------
@@ -446,6 +362,10 @@ def _scale_to_front(scale: Tensor | None, dim: int | None) -> Tensor | None:
     if scale is None:
         return None
     return scale.unsqueeze(0) if dim is None else scale.movedim(dim, 0)
+
+
+def _vmap_block_keys(info, in_dims, key):
+    return _ops._block_keys(key.movedim(in_dims[0], 0)), 0
 
 
 def _vmap_spectral_filter(info, in_dims, input, weight, scale=None):
@@ -484,6 +404,7 @@ def _vmap_whitened_mse(info, in_dims, input, target, weight, with_residual):
 
 
 for _name, _vmap in [
+    ("_block_keys", _vmap_block_keys),
     ("spectral_filter", _vmap_spectral_filter),
     ("shaped_noise", _vmap_shaped_noise),
     ("add_noise", _vmap_add_noise),

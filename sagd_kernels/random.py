@@ -26,9 +26,11 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
     Seed and offset are both random, 128 bits in all. The draw happens on the generator's device and never
     synchronises, so it can be captured in a CUDA graph.
     """
-    source = generator.device if generator is not None else device
-    drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, dtype=torch.int64, device=source)
-    return drawn.to(device).view(torch.uint64)
+    if generator is None:
+        drawn = torch.randint(-(2**63), 2**63 - 1, (2,), device=device)
+    else:
+        drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=generator.device).to(device)
+    return drawn.view(torch.uint64)
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
@@ -44,12 +46,21 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """
     if isinstance(data, int):
-        data = (data + 2**63) % 2**64 - 2**63  # as the int64 with the same bits
-    data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
-    seed, offset = _checked(key).view(torch.int64).unbind(-1)
+        step = torch.tensor([0, (data + 2**63) % 2**64 - 2**63], device=key.device)  # as the int64 with the same bits
+    else:
+        data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+        step = torch.stack([torch.zeros_like(data), data], dim=-1)
     # modulo 2^64, as torch has it: the sum does not carry into the counter's upper half
-    block = torch.stack(torch.broadcast_tensors(seed, offset + data), dim=-1)
-    words = philox(block.view(torch.uint64), torch.zeros_like(data))
+    block = _checked(key).view(torch.int64) + step
+    return torch.ops.sagd._block_keys(block.view(torch.uint64))
+
+
+def block_keys(key: Tensor) -> Tensor:
+    """The Philox block at each key's offset, as a key: words 0 and 1 the seed, 2 and 3 the offset, low ones first.
+
+    `torch.ops.sagd._block_keys` on devices without a kernel for it.
+    """
+    words = philox(key, torch.zeros((), dtype=torch.int64, device=key.device))
     halves = words[..., 0::2] | words[..., 1::2] << 32
     return halves.view(torch.uint64)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import DTYPES, apply_composite, apply_reference, assert_close, random_weight, weight_dtype
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import sagd_kernels as sagd
 from sagd_kernels import reference
@@ -76,6 +77,12 @@ def test_add_noise_twice(shapes, lead):
 def test_whitened_mse_twice(plane, lead):
     inputs = leaf(*BATCH, *plane), leaf(*BATCH, *plane), weight_leaf(*lead, plane=plane)
     check_twice(sagd.whitened_mse, inputs)
+
+
+def test_whitened_mse_and_its_residual_twice():
+    """The operator that torch.func, torch.compile and autocast see, whose second output has gradients, too."""
+    inputs = leaf(*BATCH, *PLANE), leaf(*BATCH, *PLANE), weight_leaf(2, 1)
+    check_twice(lambda x, y, w: torch.ops.sagd._whitened_mse(x, y, w, True), inputs)
 
 
 def test_whitened_mse_twice_where_some_bins_do_not_count():
@@ -223,19 +230,31 @@ def test_the_key_has_no_gradient_and_noise_without_arguments_that_need_one_is_a_
         assert not sagd.shaped_noise(KEY, (2, 8, 6), weight).requires_grad
 
 
-def test_whitened_mse_computes_its_residual_only_where_someone_needs_it(monkeypatch):
-    asked = []
-    operator = torch.ops.sagd._whitened_mse
-    monkeypatch.setattr(torch.ops.sagd, "_whitened_mse", lambda *args: asked.append(args[3]) or operator(*args))
+class Residuals(TorchDispatchMode):
+    """Records which calls of whitened_mse ask for the residual."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.sagd._whitened_mse.default:
+            self.asked.append(args[3])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("whitened_mse", [sagd.whitened_mse, torch.ops.sagd.whitened_mse], ids=["python", "torch.ops"])
+def test_whitened_mse_computes_its_residual_only_where_someone_needs_it(whitened_mse):
     x, weight = torch.randn(2, 8, 6), random_weight(8, 6)
-    sagd.whitened_mse(x, x.flip(0), weight)
-    sagd.whitened_mse(x, x.flip(0), weight.clone().requires_grad_())
-    x.requires_grad_()
-    sagd.whitened_mse(x, x.flip(0), weight)
-    sagd.whitened_mse(x.detach(), x.flip(0), weight)
-    with torch.no_grad():
-        sagd.whitened_mse(x, x.flip(0), weight)
-    assert asked == [False, False, True, True, False]
+    with Residuals() as residuals:
+        whitened_mse(x, x.flip(0), weight)
+        whitened_mse(x, x.flip(0), weight.clone().requires_grad_())
+        x.requires_grad_()
+        whitened_mse(x, x.flip(0), weight)
+        whitened_mse(x.detach(), x.flip(0), weight)
+        with torch.no_grad():
+            whitened_mse(x, x.flip(0), weight)
+    assert residuals.asked == [False, False, True, True, False]
 
 
 def test_the_gradient_of_the_noisy_image_alone_leaves_the_noise_out():

@@ -212,9 +212,9 @@ def test_strides_of_the_planes_do_not_matter(dtype, size, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS | EXPANSIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [(3, 2, 28, 27), (3, 2, 9, 10)], ids=str)
 @each_operator
-def test_strides_of_the_weight_do_not_matter(operator, dtype, layout):
-    size = (3, 2, 28, 27)
+def test_strides_of_the_weight_do_not_matter(operator, size, dtype, layout):
     weight = (LAYOUTS | EXPANSIONS)[layout](random_weight(*size, dtype=dtype))
     planes = torch.randn(size).to(dtype)
     result = apply(operator, *arguments(operator, size, dtype, planes=planes, weight=weight))
@@ -253,15 +253,24 @@ def test_weights_broadcast_from_the_right(operator, lead):
     assert_operator_close(operator, *args, **kwargs)
 
 
+# Groups of planes that kernels take at a time have one weight, two, or as many as planes; weights that planes take in
+# turn are few enough to be kept, or too many.
+@pytest.mark.parametrize(
+    ("size", "lead"),
+    [((3, 37, 9, 10), (3, 1)), ((3, 37, 9, 10), (37,)), ((2, 5, 17, 18), (5,)), ((2, 20, 17, 18), (20,))],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @each_operator
-def test_samples_of_many_channels_keep_their_own_weight(operator, dtype):
-    size = (3, 37, 9, 10)  # so many that groups of planes which kernels take at a time have one weight, or two
-    planes, weight = torch.randn(size).to(dtype), random_weight(3, 1, 9, 10, dtype=dtype)
+def test_planes_keep_their_own_weight(operator, dtype, size, lead):
+    planes, weight = torch.randn(size).to(dtype), random_weight(*lead, *size[2:], dtype=dtype)
     args, kwargs = arguments(operator, size, dtype, planes=planes, weight=weight)
     result = planes_of(apply(operator, args, kwargs))
-    args, kwargs = arguments(operator, size, dtype, planes=planes, weight=weight.expand(3, 37, 9, 6).contiguous())
-    assert_same_bits(result, planes_of(apply(operator, args, kwargs)))
+    number = torch.arange(max(lead)).view(lead).expand(size[:2])
+    for i, one in enumerate(weight.flatten(0, -3)):
+        args, kwargs = arguments(operator, size, dtype, planes=planes, weight=one)
+        own = number == i
+        assert_same_bits([r[own] for r in result], [r[own] for r in planes_of(apply(operator, args, kwargs))])
 
 
 SCALES = [(), (1,), (2,), (2, 1), (1, 3), (2, 3), (2, 1, 1, 1), (2, 3, 1), (1, 3, 1, 1), (1, 1, 1, 1)]

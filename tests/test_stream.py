@@ -277,6 +277,16 @@ def test_fold_in_is_a_block_of_the_stream(seed, offset, data):
     assert sagd.fold_in(make_key(seed, offset), data).tolist() == [r[0] | r[1] << 32, r[2] | r[3] << 32]
 
 
+def test_keys_have_the_same_children_on_devices_without_kernels(key):
+    parents = torch.cat([sagd.split(key, 6), make_key(LARGEST, LARGEST)[None]]).view(7, 1, 2).expand(7, 2, 2)
+    children = torch.ops.sagd._block_keys(parents)
+    assert torch.equal(children, random.block_keys(parents)) and children.is_contiguous()
+    assert torch.equal(torch.ops.sagd._block_keys(parents.mT.contiguous().mT), children)
+    assert torch.ops.sagd._block_keys(parents[:0]).shape == (0, 2, 2)
+    with pytest.raises(RuntimeError, match=r"key: expected a uint64 tensor \[..., 2\], got torch.uint64 \[7, 2, 1\]"):
+        torch.ops.sagd._block_keys(parents[..., :1])
+
+
 def test_keys_agree_with_torch(key):
     torch_random = pytest.importorskip("torch.func._random", reason="this torch has no torch.func._random")
     try:

@@ -53,6 +53,7 @@ SAMPLES = {
         lambda x, w, s: ((needing_grad(x), needing_grad(x.flip(0)), needing_grad(w), True), {}),
         lambda x, w, s: ((x, x.flip(0), needing_grad(w), False), {}),
     ],
+    "_block_keys": [lambda x, w, s: ((sagd.split(KEY, 6).view(2, 3, 2),), {})],
 }
 
 
@@ -126,6 +127,16 @@ def test_compiled_forward_draws_the_same_bits(compile_once):
     compiled, weight = compile_once(draw), random_weight(*SIZE[-2:])
     for n in (2, 4, 7):
         assert torch.equal(compiled(n, weight), draw(n, weight))
+
+
+def test_compiled_keys_are_the_eager_ones(compile_once):
+    def derive(key, number, steps):
+        return sagd.fold_in(key, number), sagd.fold_in(key, steps), sagd.split(key, 3)
+
+    compiled, steps = compile_once(derive), torch.tensor([3, -1])
+    for number in (5, 9, 2**40):
+        for got, expected in zip(compiled(KEY, number, steps), derive(KEY, number, steps), strict=True):
+            assert torch.equal(got, expected)
 
 
 def test_compiled_module_follows_the_seed(compile_once):
@@ -227,6 +238,12 @@ def test_vmap_equals_a_loop(name, in_dims):
     function, kinds = VMAPPED[name]
     args = [mapped_argument(kind, dim, seed=i) for i, (kind, dim) in enumerate(zip(kinds, in_dims, strict=True))]
     assert_vmap_equals_loop(function, in_dims, args)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_vmap_of_keys_equals_a_loop(dim):
+    keys = sagd.split(KEY, 3 * MAPPED).view(MAPPED, 3, 2).movedim(0, dim)
+    assert_vmap_equals_loop(torch.ops.sagd._block_keys, (dim,), (keys,))
 
 
 @pytest.mark.parametrize("name", VMAPPED)

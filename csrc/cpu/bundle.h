@@ -32,9 +32,7 @@ class BundleTransform {
         row_plan_(plan<T>(width_)) {
     const int64_t points = int64_t(packed_columns_) * (height + 1), half = int64_t(packed_rows_) * width_;
     const int64_t prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
-    const int64_t strips = (packed_rows_ + L - 1) / L;
-    Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + (width_ + 1) + prime + width_) + half + strips * width_) +
-                         2 * sizeof(T) * width_));
+    Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + (width_ + 1) + prime + width_) + half)));
     columns_ = carve.take<Point<T>>(points);
     row_ = carve.take<Point<T>>(width_ + 1);  // an odd column out has its partner, zero, at the end
     row_[width_] = Point<T>{};
@@ -42,27 +40,40 @@ class BundleTransform {
     weight_ = carve.take<Vec<T>>(half);
     bottom_ = carve.take<Vec<T>>(width_);
     bottom_excess_ = carve.take<Vec<T>>(width_);
-    one_.table = carve.take<Vec<T>>(strips * width_);
-    one_.bottom = carve.take<T>(width_);
-    one_.bottom_excess = carve.take<T>(width_);
   }
 
-  const Plan<T>& column_plan() const { return column_plan_; }
-  const Plan<T>& row_plan() const { return row_plan_; }
-
-  // One plane's weight table: fill it, then give it to the lanes [first, end).
-  WeightTable<T>& weight() { return one_; }
-
-  void spread_weight(int first, int end) {
-    const T* table = reinterpret_cast<const T*>(one_.table);
-    for (int at = 0; at < packed_rows_; ++at) {
-      const T* row = table + int64_t(at / L) * width_ * L + at % L;
-      Vec<T>* weight = weight_ + column_plan_.half[at] * width_;
-      for (int i = 0; i < width_; ++i) put(weight[i], row[i * L], first, end);
+  // Fills the table, lane i from the weight at from[i]: fill of weights.h for L planes at once. With inverse_square,
+  // kept[i] becomes the number of bins of the full plane with w > 0. Inlined, it would take registers from its callers.
+  template <WeightMap map>
+  [[gnu::noinline]] void load_weights(const T* const* from, int64_t row_stride, int64_t column_stride, T factor,
+                                      int64_t* kept) {
+    const int columns = width_ / 2 + 1;
+    const Vec<T>* w = gather_weights(from, row_stride, column_stride, columns);
+    Vec<T> count = {}, packed_count = {};
+    for (int k = 0; k < packed_rows_; ++k) {
+      const Vec<T>*direct = w + k * columns, *mirrored = w + (height_ - k) % height_ * columns;
+      for (int l = 0; l < columns; ++l) {
+        const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
+        const auto put = [&](int i, Vec<T> value) {
+          weight_[k * width_ + i] = mapped<map>(value, factor);
+          if constexpr (map == WeightMap::inverse_square) (k == 0 ? packed_count : count) += one_where_positive(value);
+        };
+        put(here, here == mirror ? (direct[l] + mirrored[l]) * T(0.5) : direct[l]);
+        if (mirror != here) put(mirror, mirrored[l]);
+      }
     }
-    for (int i = 0; i < width_; ++i) {
-      put(bottom_[i], one_.bottom[i], first, end);
-      put(bottom_excess_[i], one_.bottom_excess[i], first, end);
+    const bool has_bottom = height_ % 2 == 0;
+    for (int l = 0; l < columns; ++l) {
+      const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
+      const Vec<T> value = has_bottom ? w[height_ / 2 * columns + l] : w[l], bottom = mapped<map>(value, factor);
+      bottom_[here] = bottom_[mirror] = bottom;
+      bottom_excess_[here] = bottom_excess_[mirror] = (bottom - weight_[here]) * T(0.5);
+      if (has_bottom && map == WeightMap::inverse_square) {
+        packed_count += one_where_positive(value) * T(here == mirror ? 1 : 2);
+      }
+    }
+    if constexpr (map == WeightMap::inverse_square) {
+      for (int lane = 0; lane < L; ++lane) kept[lane] = int64_t(2 * count[lane] + packed_count[lane]);
     }
   }
 
@@ -217,19 +228,31 @@ class BundleTransform {
 
   static SAGD_INLINE Vec<T> power(Point<T> a, Point<T> b) { return a.re * b.re + a.im * b.im; }
 
-  static void put(Vec<T>& to, T value, int first, int end) {
-    if (end - first == L) {
-      to = broadcast(value);
-    } else {
-      for (int lane = first; lane < end; ++lane) to[lane] = value;
+  // The weights as they are, [height][columns] with a plane a lane, where the planes will be. Rows without gaps between
+  // them are read as one, as the last vector of each would be partly empty.
+  const Vec<T>* gather_weights(const T* const* from, int64_t row_stride, int64_t column_stride, int columns) {
+    Vec<T>* const w = &columns_->re;
+    const bool joined = row_stride == columns * column_stride;
+    const int runs = joined ? 1 : height_, length = joined ? height_ * columns : columns;
+    for (int run = 0; run < runs; ++run) {
+      for (int at = 0; at < length; at += L) {
+        const int n = length - at < L ? length - at : L;
+        const int64_t offset = run * row_stride + at * column_stride;
+        Vec<T> r[L];
+#pragma GCC unroll 16
+        for (int lane = 0; lane < L; ++lane) r[lane] = load_some(from[lane] + offset, column_stride, n);
+        transpose<T>(r);
+#pragma GCC unroll 16
+        for (int j = 0; j < L; ++j) if (j < n) w[run * length + at + j] = r[j];
+      }
     }
+    return w;
   }
 
   int height_, width_, packed_columns_, packed_rows_;
   const Plan<T>&column_plan_, &row_plan_;
   Point<T>*columns_, *row_, *prime_scratch_;
   Vec<T>*weight_, *bottom_, *bottom_excess_;  // weights.h's table, a plane a lane
-  WeightTable<T> one_;
 };
 
 }  // namespace sagd::SAGD_ISA

@@ -59,16 +59,20 @@ const KernelTable& kernels() {
   return chosen;
 }
 
-void* scratch(std::size_t bytes) {
-  thread_local std::unique_ptr<void, Release> memory;
-  thread_local std::size_t size = 0;
-  if (size < bytes) {
-    memory.reset();
-    size = 0;
-    memory.reset(::operator new(bytes, std::align_val_t{64}));
-    size = bytes;
+void* scratch(std::size_t bytes, Scratch purpose) {
+  struct Memory {
+    std::unique_ptr<void, Release> data;
+    std::size_t size = 0;
+  };
+  thread_local Memory memories[2];
+  Memory& memory = memories[int(purpose)];
+  if (memory.size < bytes) {
+    memory.data.reset();
+    memory.size = 0;
+    memory.data.reset(::operator new(bytes, std::align_val_t{64}));
+    memory.size = bytes;
   }
-  return memory.get();
+  return memory.data.get();
 }
 
 }  // namespace sagd

@@ -63,7 +63,6 @@ class PlaneTransform {
   }
 
   WeightTable<T>& weight() { return weight_; }
-  void spread_weight(int, int) {}  // there is but one plane
   const Plan<T>& column_plan() const { return column_plan_; }
   const Plan<T>& row_plan() const { return row_plan_; }
 

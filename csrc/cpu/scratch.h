@@ -5,8 +5,10 @@
 
 namespace sagd {
 
-// This thread's scratch memory of at least `bytes`, 64-byte aligned; it grows to the largest request and is kept
-// until the thread ends. One user at a time.
-void* scratch(std::size_t bytes);
+enum class Scratch { transform, weights };
+
+// This thread's scratch memory of at least `bytes` for one purpose, 64-byte aligned; it grows to the largest request
+// and is kept until the thread ends. One user at a time.
+void* scratch(std::size_t bytes, Scratch purpose = Scratch::transform);
 
 }  // namespace sagd

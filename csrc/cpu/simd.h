@@ -224,6 +224,11 @@ __attribute__((noinline)) Vec<Compute<S>> load_strided(const S* from, int64_t st
   return v;
 }
 
+template <class S>
+SAGD_INLINE Vec<Compute<S>> load_some(const S* from, int64_t stride, int n) {
+  return stride == 1 ? load_first(from, n) : load_strided(from, stride, n);
+}
+
 SAGD_INLINE Vec<float> square_root(Vec<float> x) {
 #if defined(__AVX512F__)
   return (Vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);

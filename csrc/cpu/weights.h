@@ -3,12 +3,24 @@
 
 #include "cpu/job.h"
 #include "cpu/plan.h"
+#include "cpu/scratch.h"
 #include "cpu/simd.h"
 
 namespace sagd::SAGD_ISA {
 
 // What the table holds of the weight w: w itself, or 1 / w^2 where w > 0 and 0 elsewhere.
 enum class WeightMap { value, inverse_square };
+
+template <WeightMap map, class V, class T>
+SAGD_INLINE V mapped(V w, T factor) {
+  if constexpr (map == WeightMap::value) return w * factor;
+  else return w > 0 ? factor / (w * w) : w * 0;
+}
+
+template <class V>
+SAGD_INLINE V one_where_positive(V w) {
+  return w > 0 ? V{} + 1 : V{};
+}
 
 // table[strip * width + position]: one vector over the strip's rows k for each position of the row transform.
 // For the packed row: bottom holds row height / 2 (for odd heights: row 0 again) by position, bottom_excess half of
@@ -18,7 +30,7 @@ template <class T>
 struct WeightTable {
   Vec<T>* table;
   T *bottom, *bottom_excess;
-  int64_t kept;  // bins of the full plane with w > 0
+  int64_t kept;  // with inverse_square: bins of the full plane with w > 0
 };
 
 // `weight` is [height, width / 2 + 1] with any strides; every entry is multiplied by `factor`.
@@ -26,56 +38,105 @@ template <WeightMap map, class T>
 void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride, const Plan<T>& column_plan,
           const Plan<T>& row_plan, T factor) {
   constexpr int L = lanes<T>;
+  constexpr bool count_kept = map == WeightMap::inverse_square;
   const int height = column_plan.length, width = row_plan.length;
   const int rows = (height + 1) / 2, columns = width / 2 + 1;
-  const auto mapped = [&](auto w) {
-    if constexpr (map == WeightMap::value) return w * factor;
-    else return w > 0 ? factor / (w * w) : w * 0;
-  };
-  const auto row = [&](int k, int l, int n) {
-    const T* from = weight + k * row_stride + l * column_stride;
-    return column_stride == 1 ? load_first(from, n) : load_strided(from, column_stride, n);
-  };
 
   double kept = 0;  // bins with w > 0
   for (int k0 = 0; k0 < rows; k0 += L) {
+    const int strip_rows = rows - k0 < L ? rows - k0 : L;
     Vec<T> count = {};
     Vec<T>* strip = to.table + k0 / L * int64_t(width);
+    const auto put = [&](int position, Vec<T> w) {
+      strip[position] = mapped<map>(w, factor);
+      if constexpr (count_kept) count += one_where_positive(w);
+    };
     for (int l0 = 0; l0 < columns; l0 += L) {
       const int n = columns - l0 < L ? columns - l0 : L;
       Vec<T> direct[L] = {}, mirrored[L] = {};  // w(k, l) and w(-k, l) = w(k, -l)
-      for (int i = 0; i < L && k0 + i < rows; ++i) {
-        const int k = column_plan.half[k0 + i];
-        direct[i] = row(k, l0, n);
-        mirrored[i] = row((height - k) % height, l0, n);
-      }
-      transpose<T>(direct);
-      transpose<T>(mirrored);
-      for (int j = 0; j < n; ++j) {
-        const int l = l0 + j;
-        const bool own_negative = 2 * l % width == 0;
-        const Vec<T> w = own_negative ? (direct[j] + mirrored[j]) * T(0.5) : direct[j];
-        strip[row_plan.position[l]] = mapped(w);
-        count += w > 0 ? broadcast(T(1)) : Vec<T>{};
-        if (!own_negative) {
-          strip[row_plan.position[width - l]] = mapped(mirrored[j]);
-          count += mirrored[j] > 0 ? broadcast(T(1)) : Vec<T>{};
+      const auto at = [&](int k) { return weight + k * row_stride + l0 * column_stride; };
+      const auto row = [&](int i) { return at(column_plan.half[i]); };
+      const auto negative = [&](int i) { return at((height - column_plan.half[i]) % height); };
+      if (n <= 2) {  // the column width / 2 and no other, most often
+        for (int j = 0; j < n; ++j) {
+          for (int i = 0; i < strip_rows; ++i) {
+            direct[j][i] = row(k0 + i)[j * column_stride];
+            mirrored[j][i] = negative(k0 + i)[j * column_stride];
+          }
         }
+      } else {
+        for (int i = 0; i < strip_rows; ++i) {
+          direct[i] = load_some(row(k0 + i), column_stride, n);
+          mirrored[i] = load_some(negative(k0 + i), column_stride, n);
+        }
+        transpose<T>(direct);
+        transpose<T>(mirrored);
+      }
+      for (int j = 0; j < n; ++j) {
+        const int here = row_plan.position[l0 + j], mirror = row_plan.mirror[here];
+        put(here, here == mirror ? (direct[j] + mirrored[j]) * T(0.5) : direct[j]);
+        if (mirror != here) put(mirror, mirrored[j]);
       }
     }
-    for (int i = 0; i < L; ++i) kept += 2 * double(count[i]);  // each row k stands for -k, too
+    if constexpr (count_kept) {
+      for (int i = 0; i < L; ++i) kept += 2 * double(count[i]);  // each row k stands for -k, too
+    }
   }
 
   const int middle = height % 2 == 0 ? height / 2 : 0;
-  for (int l = 0; l < width; ++l) {
-    const int64_t column = (l < columns ? l : width - l) * column_stride;
-    const T top = weight[column], bottom = weight[middle * row_stride + column];
-    const int i = row_plan.position[l];
-    to.bottom[i] = mapped(bottom);
-    to.bottom_excess[i] = (mapped(bottom) - mapped(top)) / 2;
-    kept += (middle > 0 && bottom > 0) - (top > 0);  // row 0 was counted twice, row height / 2 not at all
+  for (int l = 0; l < columns; ++l) {
+    const int here = row_plan.position[l], mirror = row_plan.mirror[here];
+    const T top = weight[l * column_stride], bottom = weight[middle * row_stride + l * column_stride];
+    to.bottom[here] = to.bottom[mirror] = mapped<map>(bottom, factor);
+    to.bottom_excess[here] = to.bottom_excess[mirror] = (to.bottom[here] - mapped<map>(top, factor)) / 2;
+    // row 0 was counted twice, row height / 2 not at all
+    if constexpr (count_kept) kept += ((middle > 0 && bottom > 0) - (top > 0)) * (here == mirror ? 1 : 2);
   }
   to.kept = int64_t(kept);
 }
+
+// A table for each weight of a call, so that weights which take turns (one for each channel) are brought into order
+// once, not for every plane. A single table if they are more than stay in the second cache.
+template <class T>
+class WeightTables {
+ public:
+  // `own` has memory for one table.
+  WeightTables(const Job& job, const WeightTable<T>& own) {
+    int64_t weights = 1;
+    const BatchIndex& batch = job.weight.batch;
+    for (int d = 0; d < batch.dims; ++d) weights *= batch.stride[d] != 0 ? batch.size[d] : 1;
+    const int64_t vectors = ((job.height + 1) / 2 + lanes<T> - 1) / lanes<T> * job.width;
+    const int64_t bytes = vectors * sizeof(Vec<T>) + 2 * job.width * sizeof(T);
+    table_[0] = own;
+    if (weights < 2 || weights > max_tables || weights * bytes > max_bytes) return;
+    tables_ = int(weights);
+    Carver carve(scratch((tables_ - 1) * bytes, Scratch::weights));
+    for (int i = 1; i < tables_; ++i) table_[i].table = carve.take<Vec<T>>(vectors);
+    for (int i = 1; i < tables_; ++i) {
+      table_[i].bottom = carve.take<T>(job.width);
+      table_[i].bottom_excess = carve.take<T>(job.width);
+    }
+  }
+
+  // The weight's table, filled by fill(table) unless it is there already.
+  template <class Fill>
+  const WeightTable<T>& get(const T* weight, Fill&& fill) {
+    for (int i = 0; i < tables_; ++i) {
+      if (weight_[i] == weight) return table_[i];
+    }
+    next_ = (next_ + 1) % tables_;
+    weight_[next_] = weight;
+    fill(table_[next_]);
+    return table_[next_];
+  }
+
+ private:
+  static constexpr int max_tables = 16;
+  static constexpr int64_t max_bytes = 1 << 18;
+
+  int tables_ = 1, next_ = 0;
+  const T* weight_[max_tables] = {};
+  WeightTable<T> table_[max_tables];
+};
 
 }  // namespace sagd::SAGD_ISA
