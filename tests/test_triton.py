@@ -27,7 +27,7 @@ pytest.importorskip("triton", reason="Triton is not installed")
 import triton.language as tl
 
 from sagd_kernels.backends import triton as backend
-from sagd_kernels.backends import triton_functions
+from sagd_kernels.backends import triton_functions, triton_kernels
 from tests.emulation.triton import compiled, emulated, interpreted
 
 OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
@@ -309,6 +309,16 @@ def test_products_are_those_that_are_emulated(operator, side, capability, monkey
     for launch in launches:
         instructions = {instruction.text.split(".")[0] for instruction in launch.kernel.code}
         assert "mma" in instructions and not instructions & {"wgmma", "tcgen05"}
+
+
+def test_the_environment_is_the_users_while_kernels_are_launched(monkeypatch):
+    monkeypatch.setenv("DISABLE_MMA_V3", "0")
+    seen = []
+    before_launches = [lambda *args, **options: seen.append(os.environ["DISABLE_MMA_V3"])]
+    monkeypatch.setattr(triton_kernels.noise_kernel, "pre_run_hooks", before_launches)
+    with compiled(90):
+        apply("shaped_noise", *arguments("shaped_noise", 128, 128))
+    assert seen == ["0"]
 
 
 @pytest.mark.slow

@@ -5,10 +5,8 @@ of up to 512 x 512 is many tiles of triton_tiles.py.
 Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
-import contextlib
 import functools
 import math
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -225,29 +223,8 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         _launch(kernels.noise_kernel, axes, *args, columns, rows, **constants, num_warps=p.noise_warps)
 
 
-def _launch(kernel, grid, *args, num_warps: int, **constants) -> None:
-    """A launch whose products, should it compile the kernel, become mma.sync on every GPU.
-
-    Of four warps and more Triton would make wgmma of them on compute capability 9.0 and tcgen05 on 10.0, which only
-    this environment prevents. Its wgmma (3.6) reads beyond shared memory where a kernel has several products of small
-    tiles, as ours, and no emulator has run either instruction.
-    """
-    with _environment(DISABLE_MMA_V3="1", DISABLE_MMA_V5="1") if num_warps >= 4 else contextlib.nullcontext():
-        kernel[grid](*args, num_warps=num_warps, **constants, **OPTIONS)
-
-
-@contextlib.contextmanager
-def _environment(**variables: str):
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _launch(kernel, grid, *args, **constants) -> None:
+    kernel[grid](*args, **constants, **OPTIONS)
 
 
 def _passes(dtype: torch.dtype) -> int:

@@ -3,13 +3,56 @@
 The head of triton_kernels.py says what the basis and the products are.
 """
 
+import contextlib
+import functools
 import os
+import threading
 
 import triton
 import triton.language as tl
 
 # Triton's interpreter has no inline assembly.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+# ---- compilation -----------------------------------------------------------------------------------------------------
+
+_compiling = threading.RLock()
+
+
+def by_mma_sync(kernel):
+    """The kernel, whose products become mma.sync on every GPU.
+
+    Of four warps and more Triton would make wgmma of them on compute capability 9.0 and tcgen05 on 10.0. Its wgmma
+    (3.6) reads beyond shared memory where a kernel has several products of small tiles, as ours, and no emulator has
+    run either instruction. Triton reads what prevents this from the process's environment and nowhere else. So it
+    stands there while one of these kernels is compiled, once for each of its forms, and not while they are launched: a
+    kernel that another thread compiles in that time is compiled with it, too.
+    """
+    if isinstance(kernel, triton.JITFunction):  # not for Triton's interpreter
+        compile_kernel = kernel._do_compile
+
+        @functools.wraps(compile_kernel)
+        def compile_by_mma_sync(*args, **kwargs):
+            with _compiling, _environment(DISABLE_MMA_V3="1", DISABLE_MMA_V5="1"):
+                return compile_kernel(*args, **kwargs)
+
+        kernel._do_compile = compile_by_mma_sync
+    return kernel
+
+
+@contextlib.contextmanager
+def _environment(**variables: str):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 # ---- the random stream: docs/contract.md -----------------------------------------------------------------------------

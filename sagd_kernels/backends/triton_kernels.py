@@ -27,6 +27,7 @@ import triton
 import triton.language as tl
 
 from .triton_functions import (
+    by_mma_sync,
     coefficients,
     count_bins,
     even_and_odd,
@@ -99,6 +100,7 @@ def _store_halves(
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["first_number"])
 def noise_kernel(
     output, noisy, output_strides, input, input_strides, signal_scale, signal_strides, scale, scale_strides,
@@ -212,6 +214,7 @@ def _largest(a, b, c, d):
     return tl.max(tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d))))
 
 
+@by_mma_sync
 @triton.jit
 def filter_kernel(
     output, plane_loss, output_strides, input, input_strides, target, target_strides, scale, scale_strides,

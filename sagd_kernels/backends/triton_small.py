@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from .triton_functions import (
+    by_mma_sync,
     coefficients,
     inverse_power_of_two,
     inverse_square,
@@ -118,6 +119,7 @@ def _coefficients(x, columns_high, columns_low, rows_high, rows_low, PASSES: tl.
     return right_dot(lines, rows_high, rows_low, zero, PASSES)
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["planes", "planes_of_program"])
 def whole_filter_kernel(
     output, plane_loss, output_strides, input, input_strides, target, target_strides, scale, scale_strides,
@@ -202,6 +204,7 @@ def _nyquist(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr, M: t
     return a, b, corner
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["first_number", "planes", "planes_of_program"])
 def whole_noise_kernel(
     output, noisy, output_strides, input, input_strides, signal_scale, signal_strides, scale, scale_strides,
