@@ -1,9 +1,9 @@
-"""The filter on planes of up to 32 x 32 as a Triton kernel: a program takes one plane after another, whole.
+"""The operators on planes of up to 32 x 32 as Triton kernels: a program takes one plane after another, whole.
 
-In the Hartley basis, cas(2 pi k m / N) = cos + sin, which is real, symmetric and its own inverse but for 1/N, a plane
-of H x W has the coefficients T = B_H x B_W. A weight w(k, l) whose parts even and odd in k alone are u and v takes them
-to u T - v T', T'(k, l) = T(-k, -l): two more products with mirrored bases, which a weight that is even in each
-frequency, as radial weights are, does without. An axis has M >= N slots, a power of two; those beyond are zero.
+The filter: in the Hartley basis, cas(2 pi k m / N) = cos + sin, which is real, symmetric and its own inverse but for
+1/N, a plane of H x W has the coefficients T = B_H x B_W. A weight w(k, l) whose parts even and odd in k alone are u and
+v takes them to u T - v T', T'(k, l) = T(-k, -l): two more products with mirrored bases, which a weight that is even in
+each frequency, as radial weights are, does without. An axis has M >= N slots, a power of two; those beyond are zero.
 
 Products are transposed so that the sums of one are an operand of the next in the registers where they are:
 
@@ -12,7 +12,15 @@ Products are transposed so that the sums of one are an operand of the next in th
 A plane passes through shared memory when it comes and when it goes, not between. The bases, and the weight where the
 planes of a program share it, are read once. Factors are pairs of float16, as the head of triton_kernels.py says.
 
-Cost per pixel: the plane in and out of device memory once; M multiply-adds for each of 4 or 6 products, 1 or 3 passes.
+Noise: in the basis of triton_kernels.py, with M = 8 or 16 slots and 2 M rows, of cosines and sines in turn. Orbits are
+drawn by the threads whose products take them up: a thread of a warp has for one column the elements 2 t, 2 t + 1, 2 t +
+8, ... of the first product's second operand, t = 0..3, which are the cosines and sines of frequencies t, t + 4, ... Of
+planes of up to 16 x 16 two are one tile. Triton chooses layouts by itself; those of 3.9 move only what is drawn for the
+Nyquist frequencies, those of 3.6 move the first operand between the threads of a warp, too.
+
+Cost per pixel: the plane in and out of device memory once; M multiply-adds for each of 4 or 6 products of the filter,
+2 M for each of the 2 of noise, 1 or 3 passes. A warp draws 3 times for a plane of 16 x 16, whose 81 orbits are 2.5 for
+each thread, and 10 times for one of 32 x 32, whose 289 are 9.
 """
 
 import triton
