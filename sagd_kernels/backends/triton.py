@@ -356,9 +356,9 @@ def _warps(values: int) -> int:
 def _planes_of_tile(MH: int, MW: int, height: int, width: int, strides: dict[str, Sequence[int]]) -> int:
     """How many planes draw together: as many as have an orbit of Nyquist's row and column for each thread of a warp, or
     one, where planes along the grid's first axis have keys or weights of their own, or numbers too far apart."""
-    planes, (step, *_) = 16 // max(MH, MW), strides["number"]
+    planes, orbits = 16 // max(MH, MW), (height // 2 + 1) * (width // 2 + 1)
     alike = strides["key"][0] == strides["weight"][0] == 0
-    return planes if alike and planes * step * (height // 2 + 1) * (width // 2 + 1) < 2**32 else 1
+    return planes if alike and planes * strides["number"][0] * orbits < 2**32 else 1
 
 
 def _planes_of_program(axes, device: torch.device) -> int:
