@@ -5,10 +5,8 @@ of up to 512 x 512 is many tiles of triton_tiles.py.
 Arguments have been checked, as for the composite; planes are such that `unable` is None.
 """
 
-import contextlib
 import functools
 import math
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +21,7 @@ from . import triton_tiles as tiles
 
 OPTIONS = {"enable_fp_fusion": True, "num_stages": 1}  # Triton's defaults for these change with its version
 
-WHOLE = 32  # the largest height or width of a plane that is filtered without being folded
+WHOLE = 32  # the largest height or width of planes of which a program takes several
 LARGEST = 128  # the largest height or width of a plane that one program takes
 LARGEST_IN_TILES = 512
 L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
@@ -93,7 +91,9 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
         return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
-    filter = "whole" if max(height, width) <= WHOLE else f"likewise, warps: {p.filter_warps}"
+    if max(height, width) <= WHOLE:
+        return f"whole, several planes to a program; {products}"
+    filter = f"likewise, warps: {p.filter_warps}"
     noise = f"in quadrants of {p.MH} x {p.MW}, {p.CHUNK} rows at a time, warps: {p.noise_warps}"
     return f"noise {noise}; filter {filter}; {products}"
 
@@ -202,39 +202,29 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
         return _noise_in_tiles(
             axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight
         )  # fmt: skip
-    rows, columns = _basis(height, p.MH, weight.device), _whole_basis(width, p.MW, p.NW, weight.device)
-    _launch(
-        kernels.noise_kernel, axes,
+    args = (
         output, noisy, strides["output"], input, strides["input"], signal, strides["signal"], scale, strides["scale"],
-        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"], columns, rows[0],
-        H=height, W=width, MH=p.MH, MW=p.MW, NW=p.NW, CHUNK=p.CHUNK, DENSE=_dense_rows(input), PASSES=passes,
-        num_warps=p.noise_warps,
+        key, strides["key"], plane_offset, strides["number"], weight, strides["weight"],
     )  # fmt: skip
+    constants = {"H": height, "W": width, "DENSE": _dense_rows(input), "PASSES": passes}
+    if max(height, width) <= WHOLE:
+        MH, MW = (8 if n <= 16 else 16 for n in (height, width))
+        rows, columns = _whole_basis(height, MH, 2 * MH, weight.device), _whole_basis(width, MW, 2 * MW, weight.device)
+        together = _planes_of_tile(MH, MW, height, width, strides)
+        each = together * triton.cdiv(_planes_of_program(axes, weight.device), together)
+        constants |= {"MH": MH, "MW": MW, "PLANES": together, "SHARED": strides["weight"][0] == 0}
+        grid = triton.cdiv(axes[0], each), *axes[1:]
+        # With fewer registers ptxas spills, left alone it takes all, which leaves half as many warps.
+        constants |= {"maxnreg": 144} if max(MH, MW) == 16 else {}
+        _launch(small.whole_noise_kernel, grid, *args, columns, rows, axes[0], each, **constants, num_warps=1)
+    else:
+        rows, columns = _basis(height, p.MH, weight.device)[0], _whole_basis(width, p.MW, p.NW, weight.device)
+        constants |= {"MH": p.MH, "MW": p.MW, "NW": p.NW, "CHUNK": p.CHUNK}
+        _launch(kernels.noise_kernel, axes, *args, columns, rows, **constants, num_warps=p.noise_warps)
 
 
-def _launch(kernel, grid, *args, num_warps: int, **constants) -> None:
-    """A launch whose products, should it compile the kernel, become mma.sync on every GPU.
-
-    Of four warps and more Triton would make wgmma of them on compute capability 9.0 and tcgen05 on 10.0, which only
-    this environment prevents. Its wgmma (3.6) reads beyond shared memory where a kernel has several products of small
-    tiles, as ours, and no emulator has run either instruction.
-    """
-    with _environment(DISABLE_MMA_V3="1", DISABLE_MMA_V5="1") if num_warps >= 4 else contextlib.nullcontext():
-        kernel[grid](*args, num_warps=num_warps, **constants, **OPTIONS)
-
-
-@contextlib.contextmanager
-def _environment(**variables: str):
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _launch(kernel, grid, *args, **constants) -> None:
+    kernel[grid](*args, **constants, **OPTIONS)
 
 
 def _passes(dtype: torch.dtype) -> int:
@@ -265,7 +255,7 @@ def _cosines_and_sines(length: int, slots: int, samples: int, device: torch.devi
     angle = (2 * torch.pi / length) * k * (m + 0.5)
     cosine = torch.where(inside & (2 * k < length), angle.cos(), 0)
     sine = torch.where(inside & (2 * k <= length), angle.sin(), 0)
-    if length % 32 == 0:  # Nyquist's sine goes to slot 0
+    if length % 32 == 0 or length == 2 * slots:  # Nyquist's sine goes to slot 0
         sine[0], sine[length // 2 :] = torch.where(inside[0], 1 - 2 * (m[0] % 2), 0), 0
     return torch.stack([cosine, sine])
 
@@ -361,6 +351,14 @@ def _inverse_in_tiles(
 def _warps(values: int) -> int:
     """For a tile of so many values, of two products: 32 registers of a thread hold its sums."""
     return max(1, values // 512)
+
+
+def _planes_of_tile(MH: int, MW: int, height: int, width: int, strides: dict[str, Sequence[int]]) -> int:
+    """How many planes draw together: as many as have an orbit of Nyquist's row and column for each thread of a warp, or
+    one, where planes along the grid's first axis have keys or weights of their own, or numbers too far apart."""
+    planes, orbits = 16 // max(MH, MW), (height // 2 + 1) * (width // 2 + 1)
+    alike = strides["key"][0] == strides["weight"][0] == 0
+    return planes if alike and planes * strides["number"][0] * orbits < 2**32 else 1
 
 
 def _planes_of_program(axes, device: torch.device) -> int:

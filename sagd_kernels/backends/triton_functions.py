@@ -3,13 +3,56 @@
 The head of triton_kernels.py says what the basis and the products are.
 """
 
+import contextlib
+import functools
 import os
+import threading
 
 import triton
 import triton.language as tl
 
 # Triton's interpreter has no inline assembly.
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+
+
+# ---- compilation -----------------------------------------------------------------------------------------------------
+
+_compiling = threading.RLock()
+
+
+def by_mma_sync(kernel):
+    """The kernel, whose products become mma.sync on every GPU.
+
+    Of four warps and more Triton would make wgmma of them on compute capability 9.0 and tcgen05 on 10.0. Its wgmma
+    (3.6) reads beyond shared memory where a kernel has several products of small tiles, as ours, and no emulator has
+    run either instruction. Triton reads what prevents this from the process's environment and nowhere else. So it
+    stands there while one of these kernels is compiled, once for each of its forms, and not while they are launched: a
+    kernel that another thread compiles in that time is compiled with it, too.
+    """
+    if isinstance(kernel, triton.JITFunction):  # not for Triton's interpreter
+        compile_kernel = kernel._do_compile
+
+        @functools.wraps(compile_kernel)
+        def compile_by_mma_sync(*args, **kwargs):
+            with _compiling, _environment(DISABLE_MMA_V3="1", DISABLE_MMA_V5="1"):
+                return compile_kernel(*args, **kwargs)
+
+        kernel._do_compile = compile_by_mma_sync
+    return kernel
+
+
+@contextlib.contextmanager
+def _environment(**variables: str):
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 # ---- the random stream: docs/contract.md -----------------------------------------------------------------------------
@@ -99,6 +142,15 @@ def plane_stream(key, number, ORBITS: tl.constexpr):
 
 
 @triton.jit
+def later_stream(stream, orbits):
+    """The stream of a plane whose orbits come so many, less than 2^32, after those of another, which are as few."""
+    k0, k1, c0, c1, next_c1, c2, next_c2 = stream
+    counter = c0 + orbits
+    carried = counter < c0
+    return k0, k1, counter, tl.where(carried, next_c1, c1), next_c1, tl.where(carried, next_c2, c2), next_c2
+
+
+@triton.jit
 def orbit_words(k, l, stream, W: tl.constexpr):
     """The four words of the Philox block of orbit (k, l)."""
     k0, k1, c0, c1, next_c1, c2, next_c2 = stream
@@ -163,6 +215,25 @@ def coefficients(k, l, stream, plus, minus, scale, H: tl.constexpr, W: tl.conste
     radius, cosine, sine = normal_pair(r2, r3 - k_phase + l_phase)
     radius *= amplitude
     return a, b, radius * cosine, radius * sine
+
+
+@triton.jit
+def line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
+    """scale w F, as A + iB, at frequencies (k, l), one of them Nyquist's. Where F is real, only the part that a basis
+    function takes up is right."""
+    radius_word, angle_word, _, _ = orbit_words(k, l, stream, W)
+    angle = angle_word - half_sample_phase(k, H) - half_sample_phase(l, W)
+    radius, cosine, sine = normal_pair(radius_word, angle)
+    radius *= weight * tl.where(own_negative(k, H) & own_negative(l, W), 0.7071067811865476 * scale, scale)
+    return radius * cosine, radius * sine
+
+
+@triton.jit
+def largest_weight(weight, COUNT: tl.constexpr, BLOCK: tl.constexpr):
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, COUNT, BLOCK):
+        largest = tl.maximum(largest, tl.abs(tl.load(weight + tl.minimum(first + tl.arange(0, BLOCK), COUNT - 1))))
+    return tl.max(largest)
 
 
 @triton.jit

@@ -27,17 +27,17 @@ import triton
 import triton.language as tl
 
 from .triton_functions import (
+    by_mma_sync,
     coefficients,
     count_bins,
     even_and_odd,
     frequencies,
-    half_sample_phase,
     inverse_power_of_two,
+    largest_weight,
     left_dot,
+    line,
     load_basis,
     load_weights,
-    normal_pair,
-    orbit_words,
     own_negative,
     plane_stream,
     power_of_two,
@@ -100,26 +100,7 @@ def _store_halves(
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
-@triton.jit
-def _largest_weight(weight, COUNT: tl.constexpr):
-    BLOCK: tl.constexpr = 512
-    largest = tl.zeros((BLOCK,), tl.float32)
-    for first in range(0, COUNT, BLOCK):
-        largest = tl.maximum(largest, tl.abs(tl.load(weight + tl.minimum(first + tl.arange(0, BLOCK), COUNT - 1))))
-    return tl.max(largest)
-
-
-@triton.jit
-def _line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
-    """scale w F, as A + iB, at frequencies (k, l), one of them Nyquist's. Where F is real, only the part that a basis
-    function takes up is right."""
-    radius_word, angle_word, _, _ = orbit_words(k, l, stream, W)
-    angle = angle_word - half_sample_phase(k, H) - half_sample_phase(l, W)
-    radius, cosine, sine = normal_pair(radius_word, angle)
-    radius *= weight * tl.where(own_negative(k, H) & own_negative(l, W), 0.7071067811865476 * scale, scale)
-    return radius * cosine, radius * sine
-
-
+@by_mma_sync
 @triton.jit(do_not_specialize=["first_number"])
 def noise_kernel(
     output, noisy, output_strides, input, input_strides, signal_scale, signal_strides, scale, scale_strides,
@@ -138,7 +119,7 @@ def noise_kernel(
     number = first_number.to(tl.uint64) + _plane(number_strides).to(tl.uint64)
     stream = plane_stream(key + _plane(key_strides), number, ORBITS)
     weight += _plane(weight_strides)
-    range_scale = power_of_two(_largest_weight(weight, H * (W // 2 + 1)), 4)
+    range_scale = power_of_two(largest_weight(weight, H * (W // 2 + 1), 512), 4)
 
     n = tl.arange(0, NW)[None, :]
     half_height = tl.full((1,), H // 2, tl.int32)
@@ -163,7 +144,7 @@ def noise_kernel(
             # The sines of the Nyquist frequencies, a row and a column, in slot 0.
             if H % 32 == 0 and first_k == 0:
                 row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
-                row_a, row_b = _line(half_height, l, stream, row, range_scale, H, W)
+                row_a, row_b = line(half_height, l, stream, row, range_scale, H, W)
                 sc = tl.where(k_slot[:, None] == 0, -row_b[None, :], sc)
                 ss = tl.where(k_slot[:, None] == 0, -row_a[None, :], ss)
             if W % 32 == 0 and first_l == 0:
@@ -172,7 +153,7 @@ def noise_kernel(
                 column_k = tl.where(index < CHUNK, tl.minimum(first_k + index, H // 2), H // 2)
                 column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
                 column = 0.5 * column_plus + 0.5 * column_minus
-                column_a, column_b = _line(column_k, half_width, stream, column, range_scale, H, W)
+                column_a, column_b = line(column_k, half_width, stream, column, range_scale, H, W)
                 column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, CHUNK))))
                 column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, CHUNK))))
                 if H % 32 == 0:
@@ -233,6 +214,7 @@ def _largest(a, b, c, d):
     return tl.max(tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d))))
 
 
+@by_mma_sync
 @triton.jit
 def filter_kernel(
     output, plane_loss, output_strides, input, input_strides, target, target_strides, scale, scale_strides,

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from .triton_functions import (
+    by_mma_sync,
     coefficients,
     count_bins,
     even_and_odd,
@@ -100,6 +101,7 @@ def _larger(largest, x, y):
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["first", "first_number"])
 def draw_kernel(
     spectrum, first, sizes, key, key_strides, first_number, number_strides, weight, weight_strides,
@@ -146,6 +148,7 @@ def _difference(x, x_stride, target, target_stride, n, inside, W: tl.constexpr, 
     return near, far
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def rows_forward_kernel(
     lines, first, sizes, input, input_strides, target, target_strides, columns_transposed,
@@ -187,6 +190,7 @@ def rows_forward_kernel(
     tl.store(lines + H * MW, sines * unscale, mask=inside)
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def columns_forward_kernel(
     spectrum, tile_loss, first, sizes, loss_strides, lines, weight, weight_strides, rows_basis,
@@ -253,6 +257,7 @@ def columns_forward_kernel(
 # ---- from spectra to planes ------------------------------------------------------------------------------------------
 
 
+@by_mma_sync
 @triton.jit
 def columns_inverse_kernel(
     lines, spectrum, rows_transposed,
@@ -295,6 +300,7 @@ def columns_inverse_kernel(
     _store_ends(lines + (plane * 2 + sine) * (H * MW) + l, m, MW, True, even + odd, even - odd, H, TH)
 
 
+@by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def rows_inverse_kernel(
     output, noisy, first, sizes, output_strides, lines, input, input_strides, signal_scale, signal_strides,

@@ -21,7 +21,7 @@ from .toolchain import assemble
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 # Sides of the planes in the table: one for each kind of configuration, or each size with a kernel of its own.
-SIDES = {"triton": (32, 64, 128, 256, 512), "cuda": (16, 28, 32, 48, 64, 96, 128, 256)}
+SIDES = {"triton": (16, 32, 64, 128, 256, 512), "cuda": (16, 28, 32, 48, 64, 96, 128, 256)}
 TABLE = Path(__file__).parent / "resources.csv"
 
 
