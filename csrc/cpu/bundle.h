@@ -5,8 +5,8 @@
 // transposes are those of the input and output. Which of the two layouts a plane gets depends on its size alone, and
 // lanes never meet, so its bits still do not depend on its neighbours.
 //
-// Cost per pixel as in plane.h; scratch 1.5 L values a pixel, which stay in the first two caches. Rows are taken out of the
-// columns and put back one at a time, so that little besides these is touched.
+// Cost per pixel as in plane.h; scratch 1.5 L values a pixel, which stay in the first two caches. Rows are taken out of
+// the columns and put back one at a time, so that little besides these is touched.
 #pragma once
 
 #include "cpu/fft.h"

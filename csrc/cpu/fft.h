@@ -31,8 +31,8 @@ SAGD_INLINE Point<T> twiddle(Point<T> a, const T* w, const T* same) {
 }
 
 // One butterfly of a stage, with its twiddles: on the output forward, on the input of the inverse. The points come from
-// get(m) and go to put(m, point). Both are passed by value, here and below: what lies in memory is read again after every
-// store.
+// get(m) and go to put(m, point). Both are passed by value, here and below: what lies in memory is read again after
+// every store.
 template <int R, bool inverse, bool twiddled, class T, class Get, class Put>
 SAGD_INLINE void butterfly(const T* w, Get get, Put put) {
   const T* const same = many_registers ? opaque(w) : w;

@@ -238,7 +238,8 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
     }
     if (!job.output) return;
     const Writer<S, planes> write(job.output, job, plane, n);
-    transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale[lane]); });
+    transform.template inverse_columns<true>(
+        [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale[lane]); });
   });
 }
 

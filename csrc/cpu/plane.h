@@ -3,7 +3,8 @@
 // Layout. A real plane is half a complex plane, by itself: columns j and j + W2, W2 = ceil(W / 2), are the real and
 // imaginary part of one complex column (an odd one out has a zero partner). L neighbouring columns, one a lane, are
 // transformed at a time (a strip, H points). Their half spectra come apart by symmetry, rows k = 0 .. ceil(H / 2) - 1
-// remain, in the order in which the transform leaves them (Plan::half), and L x L register transposes turn them into strips of L rows, W points each: the plane's spectrum,
+// remain, in the order in which the transform leaves them (Plan::half), and L x L register transposes turn them into
+// strips of L rows, W points each: the plane's spectrum,
 //   spectrum[strip of rows][position of l][lane k], H W numbers in all.
 // Rows 0 and H / 2 are real before the row transform and share lane 0 of the first strip as real and imaginary part.
 // Nothing of one plane ever meets another.

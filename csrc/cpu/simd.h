@@ -215,8 +215,8 @@ SAGD_INLINE void store_first(S* to, Vec<Compute<S>> v, int n) {
   std::memcpy(to, padded, n * sizeof(S));
 }
 
-// The first n values at a stride. A function of its own: in each of the loops that call it, it would take more room than all
-// else.
+// The first n values at a stride. A function of its own: in each of the loops that call it, it would take more room
+// than all else.
 template <class S>
 __attribute__((noinline)) Vec<Compute<S>> load_strided(const S* from, int64_t stride, int n) {
   Vec<Compute<S>> v = {};
