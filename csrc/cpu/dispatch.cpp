@@ -64,7 +64,7 @@ void* scratch(std::size_t bytes, Scratch purpose) {
     std::unique_ptr<void, Release> data;
     std::size_t size = 0;
   };
-  thread_local Memory memories[2];
+  thread_local Memory memories[int(Scratch::target) + 1];
   Memory& memory = memories[int(purpose)];
   if (memory.size < bytes) {
     memory.data.reset();

@@ -25,28 +25,46 @@ SAGD_INLINE const T* at(const Planes& tensor, int64_t plane) {
 // Planes of at most this many bytes are fetched into the cache while the ones before them are read.
 constexpr int64_t max_prefetched_bytes = 1 << 18;
 
-// The planes of a group, one for each lane of the transform.
+// Planes whose columns do not follow each other in memory are brought together first: a loop that may have to gather its
+// values takes up to a sixth longer even where it need not, and a second copy of it might round differently.
+template <class S, int planes>
+[[gnu::noinline]] void gather(S* to, const S* const* from, int64_t row_stride, int64_t column_stride, const Job& job) {
+  const int64_t width = job.width, pixels = job.height * width;
+  for (int64_t h = 0; h < job.height; ++h, to += width) {
+    for (int64_t w = 0; w < width; ++w) {  // planes last: channels often are neighbours in memory
+      for (int lane = 0; lane < planes; ++lane) {
+        to[lane * pixels + w] = from[lane][h * row_stride + w * column_stride];
+      }
+    }
+  }
+}
+
+// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered.
 template <class S, int planes>
 struct Reader {
   const S* base[planes];
-  int64_t row_stride, column_stride;
-  int64_t ahead;  // from a group to the next one; beyond the last one, a prefetch of anything does no harm
+  int64_t row_stride;
+  int64_t ahead = 0;  // from a group to the next one; beyond the last one, a prefetch of anything does no harm
 
   // Lanes beyond n read the first plane, for nothing.
-  Reader(const Planes& tensor, const Job& job, int64_t plane, int n)
-      : row_stride(tensor.row_stride), column_stride(tensor.column_stride), ahead(0) {
-    if (job.height * job.width * int64_t(sizeof(S)) <= max_prefetched_bytes) {
+  Reader(const Planes& tensor, const Job& job, int64_t plane, int n, Scratch own = Scratch::input)
+      : row_stride(tensor.row_stride) {
+    for (int lane = 0; lane < planes; ++lane) base[lane] = at<S>(tensor, lane < n ? plane + lane : plane);
+    const int64_t pixels = job.height * job.width;
+    if (tensor.column_stride != 1) {
+      S* to = static_cast<S*>(scratch(planes * pixels * sizeof(S), own));
+      gather<S, planes>(to, base, tensor.row_stride, tensor.column_stride, job);
+      for (int lane = 0; lane < planes; ++lane) base[lane] = to + lane * pixels;
+      row_stride = job.width;
+    } else if (pixels * int64_t(sizeof(S)) <= max_prefetched_bytes) {
       ahead = tensor.batch.offset(plane + planes) - tensor.batch.offset(plane);
-    }
-    for (int lane = 0; lane < planes; ++lane) {
-      base[lane] = static_cast<const S*>(tensor.data) + tensor.batch.offset(lane < n ? plane + lane : plane);
     }
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    const S* from = base[lane] + h * row_stride + w * column_stride;
+    const S* from = base[lane] + h * row_stride + w;
     __builtin_prefetch(from + ahead, 0, 2);
-    return load_some(from, column_stride, n);
+    return load_first(from, n);
   }
 };
 
@@ -221,7 +239,8 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
   Weights<WeightMap::inverse_square, T, Transform> weights(job, transform, 0.5 / pixels(job));
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
-    const Reader<S, planes> input(job.input, job, plane, n), target(job.target, job, plane, n);
+    const Reader<S, planes> input(job.input, job, plane, n);
+    const Reader<S, planes> target(job.target, job, plane, n, Scratch::target);
     transform.forward_columns(
         [=](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
     double sums[planes];

@@ -215,10 +215,9 @@ SAGD_INLINE void store_first(S* to, Vec<Compute<S>> v, int n) {
   std::memcpy(to, padded, n * sizeof(S));
 }
 
-// The first n values at a stride. A function of its own: in each of the loops that call it, it would take more room
-// than all else.
+// The first n values at a stride.
 template <class S>
-__attribute__((noinline)) Vec<Compute<S>> load_strided(const S* from, int64_t stride, int n) {
+SAGD_INLINE Vec<Compute<S>> load_strided(const S* from, int64_t stride, int n) {
   Vec<Compute<S>> v = {};
   for (int i = 0; i < n; ++i) v[i] = widen(from[i * stride]);
   return v;
