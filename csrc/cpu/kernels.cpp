@@ -22,8 +22,12 @@ SAGD_INLINE const T* at(const Planes& tensor, int64_t plane) {
   return static_cast<const T*>(tensor.data) + tensor.batch.offset(plane);
 }
 
-// Planes of at most this many bytes are fetched into the cache while the ones before them are read.
+// Planes of at most this many bytes are fetched into the cache while the ones before them are worked on.
 constexpr int64_t max_prefetched_bytes = 1 << 18;
+
+// The filter fetches planes above this many pixels while it writes the ones before them, which takes longer than to read
+// them: reading, it would ask for more lines at a time than the processor waits for.
+constexpr int64_t max_pixels_fetched_by_read = 1 << 11;
 
 // Planes whose columns do not follow each other in memory are brought together first: a loop that may have to gather its
 // values takes up to a sixth longer even where it need not, and a second copy of it might round differently.
@@ -39,8 +43,9 @@ template <class S, int planes>
   }
 }
 
-// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered.
-template <class S, int planes>
+// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered. `fetch`: a read
+// fetches the same values of the next group.
+template <class S, int planes, bool fetch = true>
 struct Reader {
   const S* base[planes];
   int64_t row_stride;
@@ -62,9 +67,12 @@ struct Reader {
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    const S* from = base[lane] + h * row_stride + w;
-    __builtin_prefetch(from + ahead, 0, 2);
-    return load_first(from, n);
+    if (fetch) fetch_ahead(lane, h, w);
+    return load_first(base[lane] + h * row_stride + w, n);
+  }
+
+  SAGD_INLINE void fetch_ahead(int lane, int h, int w) const {
+    __builtin_prefetch(base[lane] + h * row_stride + w + ahead, 0, 2);
   }
 };
 
@@ -180,15 +188,24 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   constexpr int planes = Transform::planes;
   Transform transform(job.height, job.width);
   Weights<WeightMap::value, T, Transform> weights(job, transform, 0.5 / pixels(job));
-  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
-    weights.load(plane, n);
-    transform.forward_columns(Reader<S, planes>(job.input, job, plane, n));
-    transform.template weigh_rows<true, false>(nullptr);
-    const Scale<T, planes> scale(job.scale, plane, n);
-    const Writer<S, planes> write(job.output, job, plane, n);
-    transform.template inverse_columns<true>(
-        [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
-  });
+  const auto filter = [&]<bool fetch_by_read>() {
+    for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+      weights.load(plane, n);
+      const Reader<S, planes, fetch_by_read> read(job.input, job, plane, n);
+      transform.forward_columns(read);
+      transform.template weigh_rows<true, false>(nullptr);
+      const Scale<T, planes> scale(job.scale, plane, n);
+      const Writer<S, planes> write(job.output, job, plane, n);
+      transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) {
+        if (!fetch_by_read) read.fetch_ahead(lane, h, w);
+        write(lane, h, w, k, v * scale.of[lane]);
+      });
+    });
+  };
+  if constexpr (planes == 1) {
+    if (job.height * job.width > max_pixels_fetched_by_read) return filter.template operator()<false>();
+  }
+  filter.template operator()<true>();
 }
 
 // The inverse alone, of a spectrum that is drawn where it is used.

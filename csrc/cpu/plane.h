@@ -189,7 +189,8 @@ class PlaneTransform {
   // `fused`: from within the last stage, which pays as long as `write` touches nothing but one output.
   template <bool fused, class Write>
   void inverse_columns(Write write) {
-    for (int j0 = 0; j0 < packed_columns_; j0 += L) {
+    // in the order of forward_columns: what is fetched while this plane is written is read in that order
+    for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       for (int strip = 0; strip < row_strips_; ++strip) join(strip, j0);
