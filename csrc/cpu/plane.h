@@ -52,12 +52,12 @@ class PlaneTransform {
     weight_.bottom_excess = carve.take<T>(width_);
     bottom_noise_ = carve.take<T>(width_ + 2);
     // behind the columns: the missing partner of row 0 where the height is odd, and rows beyond the last
-    for (int i = 0; i < row_strips_ * L; ++i) {
-      Point<T>* const beyond = columns_ + height_ + 1;
-      const int k = i < packed_rows_ ? column_plan_.half[i] : 0;
-      rows_[i] = i < packed_rows_ ? Rows{columns_ + column_plan_.position[k], columns_ + partner(column_plan_, k)}
-                                  : Rows{beyond, beyond};
+    for (int i = 0; i < packed_rows_; ++i) {
+      const int k = column_plan_.half[i];
+      rows_[i] = {columns_ + column_plan_.position[k], columns_ + partner(column_plan_, k)};
     }
+    Point<T>* const beyond = columns_ + height_ + 1;
+    for (int i = packed_rows_; i < row_strips_ * L; ++i) rows_[i] = {beyond, beyond};
     for (int strip = 0; strip < row_strips_; ++strip) {
       for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
     }
