@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import platform
 
 import pytest
 import torch
@@ -108,6 +109,7 @@ def poisoned_memory():
     """Fresh memory holds huge numbers or NaN, so that a value which a kernel leaves unwritten is seen."""
     libc, m_perturb = ctypes.CDLL(None), -6
     libc.mallopt(m_perturb, 0x80)  # glibc then hands out memory full of 0x7f: 3.4e38 in float32
-    assert (torch.empty(10000) > 3e38).all()
+    # torch's wheels for AArch64 allocate with mimalloc, which has no such switch
+    assert platform.machine() == "aarch64" or (torch.empty(10000) > 3e38).all()
     yield
     libc.mallopt(m_perturb, 0)
