@@ -9,6 +9,7 @@
 // the columns and put back one at a time, so that little besides these is touched.
 #pragma once
 
+#include "cpu/fetch.h"
 #include "cpu/fft.h"
 #include "cpu/job.h"
 #include "cpu/normals.h"
@@ -98,9 +99,9 @@ class BundleTransform {
     }
   }
 
-  // As PlaneTransform::weigh_rows, with a sum for each lane.
-  template <bool filter, bool measure>
-  void weigh_rows(double* sums) {
+  // As PlaneTransform::weigh_rows, with a sum for each lane. Nothing is fetched, here and below, which was no faster.
+  template <bool filter, bool measure, bool>
+  void weigh_rows(double* sums, Fetch) {
     Vec<T> packed = {}, sum = {};
     const auto weigh_packed = [&](int i, Point<T> point, Point<T> negative) {
       const Point<T> bottom = {point.re - negative.re, point.im + negative.im};
@@ -140,7 +141,8 @@ class BundleTransform {
   }
 
   // As PlaneTransform::noise_rows: the planes of the lanes are `blocks_per_plane` blocks apart in the stream.
-  void noise_rows(Stream stream, uint64_t blocks_per_plane) {
+  template <bool>
+  void noise_rows(Stream stream, uint64_t blocks_per_plane, Fetch) {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
     const auto orbit = [&](int k, int l) { return origin + uint64_t(k) * orbits + l; };

@@ -25,9 +25,8 @@ SAGD_INLINE const T* at(const Planes& tensor, int64_t plane) {
 // Planes of at most this many bytes are fetched into the cache while the ones before them are worked on.
 constexpr int64_t max_prefetched_bytes = 1 << 18;
 
-// The filter fetches planes above this many pixels while it writes the ones before them, which takes longer than to read
-// them: reading, it would ask for more lines at a time than the processor waits for.
-constexpr int64_t max_pixels_fetched_by_read = 1 << 11;
+// Planes of at most this many pixels are small: what a transform works on stays in the first cache.
+constexpr int64_t max_small_pixels = 1 << 11;
 
 // Planes whose columns do not follow each other in memory are brought together first: a loop that may have to gather its
 // values takes up to a sixth longer even where it need not, and a second copy of it might round differently.
@@ -43,9 +42,9 @@ template <class S, int planes>
   }
 }
 
-// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered. `fetch`: a read
-// fetches the same values of the next group.
-template <class S, int planes, bool fetch = true>
+// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered. `fetches_next`:
+// a read fetches the same values of the next group.
+template <class S, int planes, bool fetches_next = true>
 struct Reader {
   const S* base[planes];
   int64_t row_stride;
@@ -67,14 +66,25 @@ struct Reader {
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    if (fetch) fetch_ahead(lane, h, w);
+    if (fetches_next) fetch_next(lane, h, w);
     return load_first(base[lane] + h * row_stride + w, n);
   }
 
-  SAGD_INLINE void fetch_ahead(int lane, int h, int w) const {
+  SAGD_INLINE void fetch_next(int lane, int h, int w) const {
     __builtin_prefetch(base[lane] + h * row_stride + w + ahead, 0, 2);
   }
 };
+
+template <class S>
+S* output_at(void* output, const Job& job, int64_t plane) {
+  return static_cast<S*>(output) + plane * job.height * job.width;
+}
+
+// A group's planes, to be fetched: as if they were contiguous. Where they are not, it does no harm.
+template <class S>
+Fetch fetch_from(const S* first) {
+  return {reinterpret_cast<const char*>(first), sizeof(S)};
+}
 
 // The same of a contiguous output.
 template <class S, int planes>
@@ -84,7 +94,7 @@ struct Writer {
   int64_t height, width;
 
   Writer(void* output, const Job& job, int64_t plane, int n)
-      : base(static_cast<S*>(output) + plane * job.height * job.width), count(n), height(job.height), width(job.width) {}
+      : base(output_at<S>(output, job, plane)), count(n), height(job.height), width(job.width) {}
 
   SAGD_INLINE void operator()(int lane, int h, int w, int n, Vec<Compute<S>> v) const {
     if (planes > 1 && lane >= count) return;
@@ -180,6 +190,15 @@ template <class Transform, class F>
   }
 }
 
+// Calls f.operator()<small>(), small as above or a bundle.
+template <class Transform, class F>
+void by_size(const Job& job, F&& f) {
+  if constexpr (Transform::planes == 1) {
+    if (job.height * job.width > max_small_pixels) return f.template operator()<false>();
+  }
+  f.template operator()<true>();
+}
+
 // Forward, times the weight, inverse: 2 transforms a plane. The transforms multiply by height width, the forward one
 // of the columns by 2 besides; the table undoes both.
 template <class S, class Transform>
@@ -188,24 +207,22 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   constexpr int planes = Transform::planes;
   Transform transform(job.height, job.width);
   Weights<WeightMap::value, T, Transform> weights(job, transform, 0.5 / pixels(job));
-  const auto filter = [&]<bool fetch_by_read>() {
+  by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
-      const Reader<S, planes, fetch_by_read> read(job.input, job, plane, n);
+      // Large planes are fetched while the ones before them are written, which takes longer than to read those: reading,
+      // it would ask for more lines at a time than the processor waits for.
+      const Reader<S, planes, small> read(job.input, job, plane, n);
       transform.forward_columns(read);
-      transform.template weigh_rows<true, false>(nullptr);
+      transform.template weigh_rows<true, false, !small>(nullptr, fetch_from(output_at<S>(job.output, job, plane)));
       const Scale<T, planes> scale(job.scale, plane, n);
       const Writer<S, planes> write(job.output, job, plane, n);
       transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) {
-        if (!fetch_by_read) read.fetch_ahead(lane, h, w);
+        if (!small) read.fetch_next(lane, h, w);
         write(lane, h, w, k, v * scale.of[lane]);
       });
     });
-  };
-  if constexpr (planes == 1) {
-    if (job.height * job.width > max_pixels_fetched_by_read) return filter.template operator()<false>();
-  }
-  filter.template operator()<true>();
+  });
 }
 
 // The inverse alone, of a spectrum that is drawn where it is used.
@@ -217,7 +234,7 @@ void shaped_noise(const Job& job, int64_t begin, int64_t end) {
   Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
-    transform.noise_rows(stream(job, plane), blocks_per_plane(job));
+    transform.template noise_rows<false>(stream(job, plane), blocks_per_plane(job), {});
     const Scale<T, planes> scale(job.scale, plane, n);
     const Writer<S, planes> write(job.output, job, plane, n);
     transform.template inverse_columns<true>(
@@ -231,17 +248,21 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
   constexpr int planes = Transform::planes;
   Transform transform(job.height, job.width);
   Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
-  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
-    weights.load(plane, n);
-    transform.noise_rows(stream(job, plane), blocks_per_plane(job));
-    const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
-    const Reader<S, planes> read(job.input, job, plane, n);
-    const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
-    transform.template inverse_columns<false>([=](int lane, int h, int w, int k, Vec<T> v) {
-      write_noise(lane, h, w, k, v);
-      // opaque: this product is rounded, the other one fused, wherever the compiler repeats this code
-      const Vec<T> signal = opaque(read(lane, h, w, k) * signal_scale.of[lane]);
-      write_noisy(lane, h, w, k, signal + v * noise_scale.of[lane]);
+  by_size<Transform>(job, [&]<bool small>() {
+    for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+      weights.load(plane, n);
+      constexpr bool bundle = planes > 1;  // which fetches as it reads; a single plane while its noise is drawn
+      const Reader<S, planes, bundle> read(job.input, job, plane, n);
+      transform.template noise_rows<!bundle>(stream(job, plane), blocks_per_plane(job), fetch_from(read.base[0]));
+      const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
+      const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
+      transform.template inverse_columns<small>([=](int lane, int h, int w, int k, Vec<T> v) {
+        // read before anything is written: tensors often lie whole pages apart, and a load waits for a store that may
+        // have the same address. opaque: this product is rounded, the other one fused, wherever the compiler repeats it
+        const Vec<T> signal = opaque(read(lane, h, w, k) * signal_scale.of[lane]);
+        write_noise(lane, h, w, k, v);
+        write_noisy(lane, h, w, k, signal + v * noise_scale.of[lane]);
+      });
     });
   });
 }
@@ -262,9 +283,11 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
         [=](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
     double sums[planes];
     if (job.output) {
-      transform.template weigh_rows<true, true>(sums);
+      by_size<Transform>(job, [&]<bool small>() {
+        transform.template weigh_rows<true, true, !small>(sums, fetch_from(output_at<S>(job.output, job, plane)));
+      });
     } else {
-      transform.template weigh_rows<false, true>(sums);
+      transform.template weigh_rows<false, true, false>(sums, {});
     }
     T scale[planes] = {};
     for (int lane = 0; lane < n; ++lane) {

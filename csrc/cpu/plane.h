@@ -14,6 +14,7 @@
 // input pixel is read once, each output pixel written once.
 #pragma once
 
+#include "cpu/fetch.h"
 #include "cpu/fft.h"
 #include "cpu/job.h"
 #include "cpu/normals.h"
@@ -100,14 +101,16 @@ class PlaneTransform {
 
   // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
   // With `measure`, sums[0] becomes the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
-  template <bool filter, bool measure>
-  void weigh_rows(double* sums) {
+  // With `fetches`, the values of `fetch` are fetched meanwhile, as many as the plane's at least.
+  template <bool filter, bool measure, bool fetches>
+  [[gnu::noinline]] void weigh_rows(double* sums, Fetch fetch) {
     double total = 0;
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
       Vec<T> sum = {};
       const auto weigh = [&](int i, Point<T> point) {
+        if (fetches) fetch(strip * width_ + i, 2 * L);
         const Point<T> y = point * weight[i];
         if constexpr (measure) sum += power(point, y);
         return y;
@@ -115,6 +118,7 @@ class PlaneTransform {
       // Lane 0 of the first strip holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
       // 2 top(l) = P(l) + conj P(-l), 2 i bottom(l) = P(l) - conj P(-l). The table has the top's weight there.
       const auto weigh_packed = [&](int i, Point<T> point, Point<T> negative) {
+        if (fetches) fetch(strip * width_ + i, 2 * L);
         const Point<T> bottom = {point.re - negative.re, point.im + negative.im};
         const Point<T> y = point * weight[i] + bottom * lane_0(weight_.bottom_excess[i]);
         if constexpr (measure) {
@@ -149,8 +153,9 @@ class PlaneTransform {
   }
 
   // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
-  // transformed back. The table must hold the weight times 1 / sqrt(2 height width).
-  void noise_rows(Stream stream, uint64_t /* blocks to the next plane */) {
+  // transformed back. The table must hold the weight times 1 / sqrt(2 height width). `fetches`: see weigh_rows.
+  template <bool fetches>
+  void noise_rows(Stream stream, uint64_t /* blocks to the next plane */, Fetch fetch) {
     const int orbits = width_ / 2 + 1;
     // lanes are rows; one behind the last row has row H / 2, which is drawn with the others if there is such a lane
     const auto rows_apart = [&](int strip) {
@@ -172,6 +177,7 @@ class PlaneTransform {
           next = 0;
           apart = rows_apart(strip + 1);
         }
+        if (fetches) fetch(strip * orbits + l, 4 * L);
         Vec<T> g[4];
         normals.draw(g, stream.counter + next, apart);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
