@@ -249,10 +249,27 @@ def count_bins(slot, N: tl.constexpr):
 
 
 @triton.jit
-def even_and_odd(weight, k, l, bins, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.constexpr):
+def count_kept(weight, H: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr):
+    """How many of a plane's bins have a weight above 0."""
+    COUNT: tl.constexpr = H * (W // 2 + 1)
+    kept = tl.zeros((BLOCK,), tl.float32)
+    for first in range(0, COUNT, BLOCK):
+        bin = first + tl.arange(0, BLOCK)
+        inside = bin < COUNT
+        k = tl.minimum(bin, COUNT - 1) // (W // 2 + 1)
+        l = tl.minimum(bin, COUNT - 1) % (W // 2 + 1)
+        plus, minus = load_weights(weight, k, l, H, W)
+        l_own = own_negative(l, W)
+        above = tl.where(l_own, 0.5 * plus + 0.5 * minus, plus) > 0
+        kept += tl.where(inside & above, tl.where(l_own, 1.0, 2.0), 0.0)
+    return tl.sum(kept)
+
+
+@triton.jit
+def even_and_odd(weight, k, l, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.constexpr):
     """The parts of the weight that are even and odd in each frequency: u +- v = w(k, +-l).
 
-    With WHITEN, of 1/w^2 where w > 0 and 0 elsewhere, and how many of the bins that is.
+    With WHITEN, of 1/w^2 where w > 0 and 0 elsewhere.
     """
     plus, minus = load_weights(weight, k, l, H, W)
     l_own = own_negative(l, W)
@@ -260,12 +277,9 @@ def even_and_odd(weight, k, l, bins, H: tl.constexpr, W: tl.constexpr, WHITEN: t
     plus = tl.where(l_own, even, plus)
     minus = tl.where(l_own, even, minus)
     if WHITEN:
-        kept = 0.5 * tl.sum(tl.where(plus > 0, bins, 0.0) + tl.where(minus > 0, bins, 0.0))
         plus = inverse_square(plus)
         minus = inverse_square(minus)
-        return 0.5 * (plus + minus), 0.5 * (plus - minus), kept
-    else:
-        return even, 0.5 * (plus - minus), 0.0
+    return 0.5 * plus + 0.5 * minus, 0.5 * plus - 0.5 * minus
 
 
 # ---- products --------------------------------------------------------------------------------------------------------

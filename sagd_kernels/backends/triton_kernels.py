@@ -30,6 +30,7 @@ from .triton_functions import (
     by_mma_sync,
     coefficients,
     count_bins,
+    count_kept,
     even_and_odd,
     frequencies,
     inverse_power_of_two,
@@ -210,6 +211,43 @@ def _difference(
 
 
 @triton.jit
+def _half_spectrum(
+    input, input_strides, target, target_strides, range_scale, columns_basis, rows_basis, SINES: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, NW: tl.constexpr, CHUNK: tl.constexpr,
+    DENSE: tl.constexpr, PASSES: tl.constexpr,
+):  # fmt: skip
+    """Coefficients of the cosines, or the sines, along the rows' axis: times the columns' cosines, times their sines.
+
+    The two halves one after the other read the plane twice; together they would need more registers than there are.
+    """
+    TILE: tl.constexpr = min(NW, 32)  # columns at a time in the first product: longer sums would lose precision
+    slot = tl.arange(0, MW)[:, None]
+    k = tl.arange(0, MH)[None, :]
+    zero = tl.zeros((MW, MH), tl.float32)
+    of_cosines = zero
+    of_sines = zero
+    for first in range(0, (H + 1) // 2, CHUNK):
+        m = first + tl.arange(0, CHUNK)[:, None]
+        cosines = tl.zeros((MW, CHUNK), tl.float32)
+        sines = tl.zeros((MW, CHUNK), tl.float32)
+        for first_n in tl.static_range(0, NW, TILE):
+            n = first_n + tl.arange(0, TILE)[None, :]
+            top, bottom = _difference(input, input_strides, target, target_strides, m, n, H, W, MH, NW, DENSE)
+            if SINES:
+                folded = tl.trans(range_scale * top - range_scale * bottom)
+            else:
+                folded = tl.trans(range_scale * top + range_scale * bottom)
+            high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
+            cosines += left_dot(high, low, folded, PASSES)
+            high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
+            sines += left_dot(high, low, folded, PASSES)
+        high, low = load_basis(rows_basis + SINES * (2 * MH * MH), m, k, MH, MH, PASSES)
+        of_cosines += right_dot(cosines, high, low, zero, PASSES)
+        of_sines += right_dot(sines, high, low, zero, PASSES)
+    return of_cosines, of_sines
+
+
+@triton.jit
 def _largest(a, b, c, d):
     return tl.max(tl.maximum(tl.maximum(tl.abs(a), tl.abs(b)), tl.maximum(tl.abs(c), tl.abs(d))))
 
@@ -229,7 +267,6 @@ def filter_kernel(
     """
     WHITEN: tl.constexpr = target is not None
     ROWS: tl.constexpr = (H + 1) // 2
-    TILE: tl.constexpr = min(NW, 32)  # columns at a time in the first product: longer sums would lose precision
     # Sums of 2 NW <= 256 values below 2^7, and of MH <= 64 below 2^9, are in float16's range, which ends at 2^16.
     EXPONENT_IN: tl.constexpr = 6
     EXPONENT_OUT: tl.constexpr = 8
@@ -245,88 +282,59 @@ def filter_kernel(
         largest = tl.maximum(largest, tl.max(tl.maximum(tl.abs(top), tl.abs(bottom))))
     scale_in = power_of_two(largest, EXPONENT_IN)
 
-    slot = tl.arange(0, MW)[:, None]
-    cc = tl.zeros((MW, MH), tl.float32)
-    cs = tl.zeros((MW, MH), tl.float32)
-    sc = tl.zeros((MW, MH), tl.float32)
-    ss = tl.zeros((MW, MH), tl.float32)
-    zero = tl.zeros((MW, MH), tl.float32)
-    for first in range(0, ROWS, CHUNK):
-        m = first + tl.arange(0, CHUNK)[:, None]
-        even_cosines = tl.zeros((MW, CHUNK), tl.float32)
-        even_sines = tl.zeros((MW, CHUNK), tl.float32)
-        odd_cosines = tl.zeros((MW, CHUNK), tl.float32)
-        odd_sines = tl.zeros((MW, CHUNK), tl.float32)
-        for first_n in tl.static_range(0, NW, TILE):
-            n = first_n + tl.arange(0, TILE)[None, :]
-            top, bottom = _difference(input, input_strides, target, target_strides, m, n, H, W, MH, NW, DENSE)
-            even = tl.trans(scale_in * top + scale_in * bottom)
-            odd = tl.trans(scale_in * top - scale_in * bottom)
-            high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
-            even_cosines += left_dot(high, low, even, PASSES)
-            odd_cosines += left_dot(high, low, odd, PASSES)
-            high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
-            even_sines += left_dot(high, low, even, PASSES)
-            odd_sines += left_dot(high, low, odd, PASSES)
-        m = first + tl.arange(0, CHUNK)[:, None]
-        k = tl.arange(0, MH)[None, :]
-        high, low = load_basis(rows_basis, m, k, MH, MH, PASSES)
-        cc += right_dot(even_cosines, high, low, zero, PASSES)
-        cs += right_dot(even_sines, high, low, zero, PASSES)
-        high, low = load_basis(rows_basis + 2 * MH * MH, m, k, MH, MH, PASSES)
-        sc += right_dot(odd_cosines, high, low, zero, PASSES)
-        ss += right_dot(odd_sines, high, low, zero, PASSES)
+    cc, cs = _half_spectrum(
+        input, input_strides, target, target_strides, scale_in, columns_basis, rows_basis, False,
+        H, W, MH, MW, NW, CHUNK, DENSE, PASSES,
+    )  # fmt: skip
+    sc, ss = _half_spectrum(
+        input, input_strides, target, target_strides, scale_in, columns_basis, rows_basis, True,
+        H, W, MH, MW, NW, CHUNK, DENSE, PASSES,
+    )  # fmt: skip
 
     weight += _plane(weight_strides)
-    k_bins = count_bins(tl.arange(0, MH)[None, :], H)
-    l_bins = count_bins(tl.arange(0, MW)[:, None], W)
     k = frequencies(0, MH, H)[None, :]
     l = frequencies(0, MW, W)[:, None]
-    u, v, kept = even_and_odd(weight, k, l, k_bins * l_bins, H, W, WHITEN)
-    v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, v)
-    u_sc = u
-    u_cs = u
-    u_ss = u
+    u, v = even_and_odd(weight, k, l, H, W, WHITEN)
+    # A basis function's coefficient is its product with the plane over its squared length.
+    norm = count_bins(tl.arange(0, MH)[None, :], H) * count_bins(tl.arange(0, MW)[:, None], W) / (H * W)
+    u *= norm
+    v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, v * norm)
+    y_cc = u * cc - v * ss
+    y_cs = u * cs + v * sc
+    y_sc = u * sc + v * cs
+    y_ss = u * ss - v * cc
     # The sines of the Nyquist frequencies in slot 0.
     half_height = tl.full((1, 1), H // 2, tl.int32)
     half_width = tl.full((1, 1), W // 2, tl.int32)
     if H % 32 == 0:
-        row, _, more = even_and_odd(weight, half_height, l, l_bins, H, W, WHITEN)
-        kept += more
-        u_sc = tl.where(k == 0, row, u_sc)
-        u_ss = tl.where(k == 0, row, u_ss)
+        row, _ = even_and_odd(weight, half_height, l, H, W, WHITEN)
+        y_sc = tl.where(k == 0, row * norm * sc, y_sc)
+        y_ss = tl.where(k == 0, row * norm * ss, y_ss)
     if W % 32 == 0:
-        column, _, more = even_and_odd(weight, k, half_width, k_bins, H, W, WHITEN)
-        kept += more
-        u_cs = tl.where(l == 0, column, u_cs)
-        u_ss = tl.where(l == 0, column, u_ss)
+        column, _ = even_and_odd(weight, k, half_width, H, W, WHITEN)
+        y_cs = tl.where(l == 0, column * norm * cs, y_cs)
+        y_ss = tl.where(l == 0, column * norm * ss, y_ss)
     if H % 32 == 0 and W % 32 == 0:
-        corner, _, more = even_and_odd(weight, half_height, half_width, 1.0, H, W, WHITEN)
-        kept += more
-        u_ss = tl.where((k == 0) & (l == 0), corner, u_ss)
+        corner, _ = even_and_odd(weight, half_height, half_width, H, W, WHITEN)
+        y_ss = tl.where((k == 0) & (l == 0), corner * norm * ss, y_ss)
 
-    # A basis function's coefficient is its product with the plane over its squared length.
-    norm = k_bins * l_bins / (H * W)
-    v *= norm
-    y_cc = u * norm * cc - v * ss
-    y_ss = u_ss * norm * ss - v * cc
-    y_sc = u_sc * norm * sc + v * cs
-    y_cs = u_cs * norm * cs + v * sc
+    if target is not None:
+        total = tl.sum(cc * y_cc + cs * y_cs + sc * y_sc + ss * y_ss)
+    scale_out = power_of_two(_largest(y_cc, y_cs, y_sc, y_ss), EXPONENT_OUT)
+    y_cc *= scale_out
+    y_cs *= scale_out
+    y_sc *= scale_out
+    y_ss *= scale_out
     unscale_in = inverse_power_of_two(scale_in)
     factor = scale_of(scale, _plane(scale_strides))
     if target is not None:
-        kept = tl.maximum(kept, 1.0)
-        total = tl.sum(cc * y_cc + cs * y_cs + sc * y_sc + ss * y_ss)
+        kept = tl.maximum(count_kept(weight, H, W, 512), 1.0)  # not before: it would take registers
         tl.store(plane_loss + _plane(output_strides), total * unscale_in * unscale_in / kept)
         factor = H * W / kept
 
     if output is not None:
-        scale_out = power_of_two(_largest(y_cc, y_cs, y_sc, y_ss), EXPONENT_OUT)
         factor *= unscale_in * inverse_power_of_two(scale_out)
-        y_cc *= scale_out
-        y_cs *= scale_out
-        y_sc *= scale_out
-        y_ss *= scale_out
+        slot = tl.arange(0, MW)[:, None]
         COLUMNS: tl.constexpr = min(NW, 64)  # at a time in the last product: more would not fit in shared memory
         nothing = tl.zeros((CHUNK, COLUMNS), tl.float32)
         for first in range(0, ROWS, CHUNK):

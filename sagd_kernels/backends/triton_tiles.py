@@ -235,8 +235,8 @@ def columns_forward_kernel(
     l_cosine, l_sine = tl.minimum(l, W // 2), _sine_frequency(l, W)
     l_even = tl.where(mixed == 0, l_cosine, l_sine)
     l_odd = tl.where(mixed == 0, l_sine, l_cosine)
-    u_even, v, _ = even_and_odd(weight, k_cosine, l_even, 0, H, W, False)
-    u_odd, _, _ = even_and_odd(weight, k_sine, l_odd, 0, H, W, False)
+    u_even, v = even_and_odd(weight, k_cosine, l_even, H, W, False)
+    u_odd, _ = even_and_odd(weight, k_sine, l_odd, H, W, False)
     v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, tl.where(mixed == 0, -v, v))
     # A basis function's coefficient is its product with the plane over its squared length.
     norm = count_bins(k, H) * count_bins(l, W) / (H * W)
