@@ -279,7 +279,9 @@ def even_and_odd(weight, k, l, H: tl.constexpr, W: tl.constexpr, WHITEN: tl.cons
     if WHITEN:
         plus = inverse_square(plus)
         minus = inverse_square(minus)
-    return 0.5 * plus + 0.5 * minus, 0.5 * plus - 0.5 * minus
+        return 0.5 * (plus + minus), 0.5 * (plus - minus)
+    else:
+        return even, 0.5 * (plus - minus)
 
 
 # ---- products --------------------------------------------------------------------------------------------------------
