@@ -60,7 +60,8 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
         return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
     samples = max(16, triton.next_power_of_2(width))
-    filter_warps, noise_warps = min(4, max(1, rows * columns // 512)), max(1, rows * samples // 1024)
+    filter_warps = min(4, max(1, rows * columns // 512))
+    noise_warps = max(1, min(samples // 16, rows * samples // 512))  # a warp has 16 rows of a product at least
     return Plan(rows, columns, samples, CHUNK, filter_warps, noise_warps)
 
 
@@ -220,6 +221,8 @@ def _noise(key, weight, plane_offset, *, scale, output, noisy=None, input=None, 
     else:
         rows, columns = _basis(height, p.MH, weight.device)[0], _whole_basis(width, p.MW, p.NW, weight.device)
         constants |= {"MH": p.MH, "MW": p.MW, "NW": p.NW, "CHUNK": p.CHUNK}
+        # Left alone, ptxas spills for 16 warps on some GPUs; with this limit there are 12.
+        constants |= {"maxnreg": 168} if p.noise_warps == 4 else {}
         _launch(kernels.noise_kernel, axes, *args, columns, rows, **constants, num_warps=p.noise_warps)
 
 
