@@ -141,7 +141,9 @@ def test_a_column_of_large_weights_sets_the_range_wherever_it_stands(interpreter
     assert_operator_close("shaped_noise", KEY, (2, 8, 96), weight)
 
 
-@pytest.mark.parametrize(("size", "kept"), [((28, 32), 0.0), ((28, 32), 0.5), ((33, 48), 0.5), ((9, 144), 0.5)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "kept"), [((28, 32), 0.0), ((28, 32), 0.5), ((33, 48), 0.5), ((9, 144), 0.5)], ids=str
+)
 def test_whitening_counts_the_bins_that_a_weight_keeps(interpreter, size, kept):
     weight = random_weight(2, *size)
     weight[torch.rand_like(weight) > kept] = 0
