@@ -186,6 +186,15 @@ struct WeightTable {
     bottom = odd ? 0 : at(pair.second, l);
   }
 
+  // of the frequencies of row k or -k, in a pair's place `row`; l as `at` has it
+  struct Row {
+    const float* data;
+    unsigned start, step;
+
+    __device__ __forceinline__ float operator()(int l) const { return data[start + l * step]; }
+  };
+  __device__ __forceinline__ Row row(int row) const { return {data, unsigned(row * row_step), unsigned(column_step)}; }
+
   // for lines in registers, of the frequencies of a packed row, each in its packed_place; row height / 2 is the last one
   __device__ __forceinline__ const float* packed_row(int row) const { return data + row * row_step; }
 
@@ -219,8 +228,9 @@ __device__ __forceinline__ WeightTable stage_weight(const Weight<map>& from, flo
 template <class Shape>
 __device__ __forceinline__ WeightTable ordered_weight(const Call<Shape>& call, int64_t plane) {
   const int height = call.shape.columns.length;
-  const int64_t number = call.ordered_of.offset(plane);
-  return {call.ordered + number * height * call.shape.orbits, 1, height, call.shape.rows.length};
+  const int64_t bytes = call.ordered_of.offset(plane) * height * call.shape.orbits * int64_t(sizeof(float));
+  const auto* table = reinterpret_cast<const float*>(reinterpret_cast<const char*>(call.ordered) + bytes);
+  return {table, 1, height, call.shape.rows.length};
 }
 
 }  // namespace sagd::cuda

@@ -156,7 +156,7 @@ class ClusterTransform {
     }
     for (int task = threadIdx.x; task < shape_.orbits * shape_.block_rows; task += shape_.threads) {
       const int l = task / shape_.block_rows, j = task % shape_.block_rows;
-      if (row(j) > 0) draw_row(shape_, memory_.pairs[row(j)], stream, weight, l, frequencies(j));
+      if (row(j) > 0) DrawnRow(shape_, memory_.pairs[row(j)], weight)(stream, l, frequencies(j));
     }
     scatter<false>();
   }

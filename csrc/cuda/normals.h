@@ -81,14 +81,19 @@ struct Stream {
 
 // The same where the counters' lowest word does not carry: what their other words contribute is computed once.
 struct QuickStream {
-  const PhiloxKeys<uint32_t>& keys;
+  PhiloxKeys<uint32_t> keys;
   PhiloxStart<uint32_t> start;
   uint32_t lowest;
 
   __device__ __forceinline__ explicit QuickStream(const Stream& stream)
       : keys(stream.keys),
         start(keys, uint32_t(stream.counter >> 32), uint32_t(stream.counter >> 64), uint32_t(stream.counter >> 96)),
-        lowest(uint32_t(stream.counter)) {}
+        lowest(uint32_t(stream.counter)) {
+#ifdef __CUDA_ARCH__  // the compiler would rather add up these keys again for every draw
+    SAGD_UNROLL
+    for (int round = 2; round < 10; ++round) asm("" : "+r"(keys.low[round]), "+r"(keys.high[round]));
+#endif
+  }
 
   __device__ __forceinline__ void draw(uint32_t orbit, Point& first, Point& second) const {
     uint32_t c[4];

@@ -47,26 +47,41 @@ __device__ __forceinline__ void draw_packed_row(const Shape& shape, RowPair pair
   pack_drawn(here, mirror, top, bottom, real, w_top, w_bottom);
 }
 
-// Of any other packed row.
-template <class Shape, class At>
-__device__ __forceinline__ void draw_row(const Shape& shape, RowPair pair, const Stream& stream,
-                                         const WeightTable& weight, int l, At&& at) {
-  const int height = shape.columns.length, width = shape.rows.length;
-  const bool own_negative = l == 0 || 2 * l == width, upper = 2 * pair.k > height;
-  Point first, second;
-  stream.draw((upper ? height - pair.k : pair.k) * shape.orbits + l, first, second);
-  if (own_negative) second = first;
-  // of F(k', l) and F(k', -l), those of the pair's k: F(-k', l) = conj F(k', -l)
-  const Point here = upper ? Point{second.re, -second.im} : first;
-  const Point mirror = upper ? Point{first.re, -first.im} : second;
-  // everything is read before anything is written: the compiler cannot tell tables from points
-  const int l_mirror = own_negative ? l : width - l;
-  Point *to_here = at(l), *to_mirror = at(l_mirror);
-  const float w_here = weight(pair, l, false);
-  const float w_mirror = weight(pair, l_mirror, !own_negative);
-  if (!own_negative) *to_mirror = mirror * w_mirror;
-  *to_here = here * w_here;
-}
+// What a thread draws of any other packed row is drawn with what the row alone says at hand: tables are not read again
+// for every orbit, as the compiler, which cannot tell tables from points, would.
+class DrawnRow {
+ public:
+  template <class Shape>
+  __device__ __forceinline__ DrawnRow(const Shape& shape, RowPair pair, const WeightTable& weight)
+      : width_(shape.rows.length),
+        upper_(2 * pair.k > shape.columns.length),
+        orbit_((upper_ ? shape.columns.length - pair.k : pair.k) * shape.orbits),
+        weight_(weight.row(pair.first)),
+        mirror_weight_(weight.row(pair.second)) {}
+
+  // Frequencies l and -l, weighted, into *at(l) and *at(-l): of F(k', l) and F(k', -l) those of the pair's k, which is
+  // k' or, above height / 2, -k': F(-k', l) = conj F(k', -l).
+  template <class From, class At>
+  __device__ __forceinline__ void operator()(const From& from, int l, At&& at) const {
+    Point first, second;
+    from.draw(orbit_ + l, first, second);
+    const bool own_negative = l == 0 || 2 * l == width_;
+    if (own_negative) second = first;
+    const Point here = upper_ ? Point{second.re, -second.im} : first;
+    const Point mirror = upper_ ? Point{first.re, -first.im} : second;
+    // everything is read before anything is written
+    Point *to_here = at(l), *to_mirror = at(own_negative ? l : width_ - l);
+    const float w_here = weight_(l), w_mirror = mirror_weight_(l);
+    *to_mirror = mirror * w_mirror;
+    *to_here = here * w_here;  // last: where both are the same, this is the value
+  }
+
+ private:
+  int width_;
+  bool upper_;
+  int orbit_;
+  WeightTable::Row weight_, mirror_weight_;
+};
 
 template <class Shape>
 class PlaneTransform {
@@ -102,11 +117,8 @@ class PlaneTransform {
     for (int l = start_; l < shape_.orbits; l += shape_.threads) {
       draw_packed_row(shape_, shared_.pairs[0], stream, weight, l, frequencies(0));
     }
-    const int tasks = shape_.orbits * shape_.packed_rows;
-    for (int task = start_; task < tasks; task += shape_.threads) {
-      const int l = quotient(task, shape_.packed_rows), row = task - l * shape_.packed_rows;
-      if (row > 0) draw_row(shape_, shared_.pairs[row], stream, weight, l, frequencies(row));
-    }
+    if (stream.carries(uint32_t(shape_.orbits * (height() / 2 + 1)))) draw_rows(stream, weight);  // hardly ever
+    else draw_rows(QuickStream(stream), weight);
     __syncthreads();
     inverse_rows(false);
   }
@@ -119,6 +131,24 @@ class PlaneTransform {
     return Lines<decltype(Shape::columns), Number>{
         shape_.columns, Number(shape_.packed_columns), pitch(shape_), 0, shared_.column_roots, storage_, start_,
         shape_.threads};
+  }
+
+  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own where the rows
+  // divide the threads.
+  template <class From>
+  __device__ __forceinline__ void draw_rows(const From& from, const WeightTable& weight) {
+    const int rows = shape_.packed_rows, step = quotient(shape_.threads, shape_.packed_rows);
+    const int further = shape_.threads - step * rows;
+    int l = quotient(start_, shape_.packed_rows), row = start_ - l * rows;
+    while (l < shape_.orbits) {
+      const DrawnRow drawn(shape_, shared_.pairs[row], weight);
+      const auto to = frequencies(row);
+      const int end = further > 0 ? l + 1 : shape_.orbits;
+      for (int here = row > 0 ? l : end; here < end; here += step) drawn(from, here, to);
+      l = further > 0 ? l + step : end;
+      row += further;
+      if (row >= rows) row -= rows, ++l;
+    }
   }
 
   // Row transforms, the weight, and with `filter` the inverse row transforms.
@@ -170,13 +200,14 @@ class PlaneTransform {
     for (int task = start_; task < tasks; task += shape_.threads) {
       const int i = quotient(task, n), row = task - i * n;
       const int block = quotient(i, stage.span), q = i - block * stage.span, p = block * R * stage.span + q;
+      const PackedRow points = packed_row(row);
       Point* to[R];
       Point v[R];
       SAGD_UNROLL
       for (int m = 0; m < R; ++m) {
         // An even radix divides the two halves of the row (see separate_butterfly), so it crosses over once at most.
         const bool first_of_half = R % 2 == 1 || m == 0 || m == R / 2;
-        to[m] = first_of_half ? at(row, p + m * stage.span) : to[m - 1] + stage.span;
+        to[m] = first_of_half ? points[p + m * stage.span] : to[m - 1] + stage.span;
         v[m] = *to[m];
       }
       f(row, p, q, v);
@@ -185,11 +216,17 @@ class PlaneTransform {
     }
   }
 
-  // Where point p of a packed row lies.
-  __device__ __forceinline__ Point* at(int row, int p) const {
+  // Where the points of a packed row lie.
+  struct PackedRow {
+    Point *first, *second;
+    int columns;
+
+    __device__ __forceinline__ Point* operator[](int p) const { return (p >= columns ? second : first) + p; }
+  };
+  __device__ __forceinline__ PackedRow packed_row(int row) const {
     const RowPair pair = shared_.pairs[row];
-    const bool second = p >= shape_.packed_columns;
-    return storage_ + (second ? pair.second : pair.first) * pitch(shape_) + p - (second ? shape_.packed_columns : 0);
+    const int columns = shape_.packed_columns;
+    return {storage_ + pair.first * pitch(shape_), storage_ + pair.second * pitch(shape_) - columns, columns};
   }
 
   // The inverse row transforms. With `weighed`, the last forward stage's counterpart is done, except in the first row.
@@ -268,7 +305,7 @@ class PlaneTransform {
 
   // Where frequency l of a packed row lies.
   __device__ __forceinline__ auto frequencies(int row) const {
-    return [this, row](int l) { return at(row, shared_.row_position[l]); };
+    return [this, points = packed_row(row)](int l) { return points[shared_.row_position[l]]; };
   }
 
   const Shape& shape_;
