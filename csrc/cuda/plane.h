@@ -142,7 +142,8 @@ class PlaneTransform {
     int l = quotient(start_, shape_.packed_rows), row = start_ - l * rows;
     while (l < shape_.orbits) {
       const DrawnRow drawn(shape_, shared_.pairs[row], weight);
-      const auto to = frequencies(row);
+      const PackedRow points = packed_row(row);
+      const auto to = [&](int l) { return points[shared_.row_position[l]]; };
       const int end = further > 0 ? l + 1 : shape_.orbits;
       for (int here = row > 0 ? l : end; here < end; here += step) drawn(from, here, to);
       l = further > 0 ? l + step : end;
@@ -305,7 +306,7 @@ class PlaneTransform {
 
   // Where frequency l of a packed row lies.
   __device__ __forceinline__ auto frequencies(int row) const {
-    return [this, points = packed_row(row)](int l) { return points[shared_.row_position[l]]; };
+    return [this, row](int l) { return packed_row(row)[shared_.row_position[l]]; };
   }
 
   const Shape& shape_;
