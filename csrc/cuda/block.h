@@ -228,6 +228,7 @@ __device__ __forceinline__ WeightTable stage_weight(const Weight<map>& from, flo
 template <class Shape>
 __device__ __forceinline__ WeightTable ordered_weight(const Call<Shape>& call, int64_t plane) {
   const int height = call.shape.columns.length;
+  // in bytes: an offset in elements the compiler would add to every index
   const int64_t bytes = call.ordered_of.offset(plane) * height * call.shape.orbits * int64_t(sizeof(float));
   const auto* table = reinterpret_cast<const float*>(reinterpret_cast<const char*>(call.ordered) + bytes);
   return {table, 1, height, call.shape.rows.length};

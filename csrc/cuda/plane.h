@@ -47,8 +47,8 @@ __device__ __forceinline__ void draw_packed_row(const Shape& shape, RowPair pair
   pack_drawn(here, mirror, top, bottom, real, w_top, w_bottom);
 }
 
-// What a thread draws of any other packed row is drawn with what the row alone says at hand: tables are not read again
-// for every orbit, as the compiler, which cannot tell tables from points, would.
+// Draws any other packed row. What is the same for all of its orbits is looked up once: in a loop over orbits the
+// compiler, which cannot tell tables from points, would read the tables again after every store.
 class DrawnRow {
  public:
   template <class Shape>
