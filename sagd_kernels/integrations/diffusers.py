@@ -5,7 +5,8 @@
     pipeline = ShapedDDPMPipeline(unet, scheduler)                           # was: DDPMPipeline(unet, scheduler)
 
 Everything else stays, because the covariance of the noise cancels in the deterministic part of every update. Other
-schedulers are shaped by inheritance: `class ShapedLCMScheduler(ShapedScheduler, LCMScheduler): pass`.
+schedulers with a `step(model_output, timestep, sample, ...)` are shaped by inheritance:
+`class ShapedLCMScheduler(ShapedScheduler, LCMScheduler): pass`.
 """
 
 import base64
@@ -38,6 +39,7 @@ from ..spectral import even_part, multiplicity
 from .interception import Interception
 from .placed_weight import PlacedWeight
 
+_PROTOCOL = ["model_output", "timestep", "sample"]  # what `step` takes first
 _SURELY_WHITE = 20.0  # nats; shaped noise exceeds it with probability below e^-20, 2e-9
 
 
@@ -53,13 +55,22 @@ class ShapedScheduler(SchedulerMixin):
     state on the bands with w > 0, because a network leaks a little into bands that it never saw noised, and sampling
     amplifies that. Clipping pixels undoes the projection, so both together warn. So does a run that starts from white
     x_T.
+
+    Raises:
+        TypeError: no weight was given, or not by its name; or, where the class is defined, the scheduler class has no
+            `step(model_output, timestep, sample, ...)`.
+        ValueError: no such weight.
     """
 
     def __init_subclass__(cls, **kwargs) -> None:
         super().__init_subclass__(**kwargs)
         if ShapedScheduler in cls.__bases__:  # diffusers reads both signatures, so each class has functions of its own
+            step = getattr(cls, "step", None)  # where a package is missing, diffusers says here which
+            found = [] if step is None else list(inspect.signature(step).parameters)[1:]
+            if found[:3] != _PROTOCOL:
+                raise TypeError(f"{cls.__name__}: expected a scheduler whose step takes {_PROTOCOL}, got {found}")
             cls.__init__ = _taking_a_weight(cls.__init__)
-            cls.step = _with_shaped_noise(cls.step)
+            cls.step = _with_shaped_noise(step)
 
     @property
     def weight(self) -> Tensor:
@@ -85,7 +96,7 @@ class ShapedScheduler(SchedulerMixin):
     def _shaped_draws(self) -> Interception:
         return Interception(self._weight)
 
-    def _set_weight(self, weight: Tensor | str | None) -> None:
+    def _set_weight(self, weight: Tensor | str) -> None:
         if isinstance(weight, str):
             weight = _decode(weight)
         self._weight = PlacedWeight(weight)
@@ -128,15 +139,20 @@ class ShapedScheduler(SchedulerMixin):
 
 
 def _taking_a_weight(init: Callable) -> Callable:
-    signature = inspect.signature(init)
-    weight = inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY)
-
     @functools.wraps(init)
     def __init__(self, *args, weight: Tensor | str | None = None, **kwargs) -> None:
+        if any(isinstance(argument, Tensor) for argument in args):
+            raise TypeError(f"weight: expected by its name, {type(self).__name__}(weight=...), got a tensor by position")
+        if weight is None:
+            call = f"{type(self).__name__}(weight=...) or .from_pretrained(folder, weight=...)"
+            raise TypeError(f"weight: expected a tensor, as in {call}, got none")
         init(self, *args, **kwargs)
         self._set_weight(weight)
 
-    __init__.__signature__ = signature.replace(parameters=[*signature.parameters.values(), weight])
+    signature = inspect.signature(init)
+    parameters = [*signature.parameters.values(), inspect.Parameter("weight", inspect.Parameter.KEYWORD_ONLY)]
+    parameters.sort(key=lambda parameter: parameter.kind)  # a scheduler's **kwargs come last
+    __init__.__signature__ = signature.replace(parameters=parameters)
     return __init__
 
 
@@ -157,8 +173,15 @@ def _with_shaped_noise(step: Callable) -> Callable:
     return shaped_step
 
 
-def _encode(weight: Tensor) -> str:
-    return base64.b64encode(safetensors.torch.save({"weight": weight.cpu().contiguous()})).decode()
+class _Encoded(str):
+    """The text of a weight, which diffusers prints where a scheduler that takes no weight is given a config with it."""
+
+    def __repr__(self) -> str:
+        return f"<weight in {len(self):,} characters>"
+
+
+def _encode(weight: Tensor) -> _Encoded:
+    return _Encoded(base64.b64encode(safetensors.torch.save({"weight": weight.cpu().contiguous()})).decode())
 
 
 def _decode(text: str) -> Tensor:
@@ -206,7 +229,10 @@ class ShapedFlowMatchEulerDiscreteScheduler(ShapedScheduler, FlowMatchEulerDiscr
 
 
 class ShapedPipeline(DiffusionPipeline):
-    """Goes before a pipeline class of diffusers: what a call draws, x_T included, has its scheduler's weight."""
+    """Goes before a pipeline class of diffusers: what a call draws, x_T included, has its scheduler's weight.
+
+    A saved one is loaded by its own class. `DiffusionPipeline.from_pretrained` looks for the class in diffusers alone.
+    """
 
     def __call__(self, *args, **kwargs):
         if not isinstance(self.scheduler, ShapedScheduler):

@@ -99,7 +99,9 @@ class BrownianTreeNoiseSampler:
     def _make_key(self, seed: int | Sequence[int] | None, x: Tensor) -> Tensor:
         if seed is None:
             return random.next_key(device=x.device)
-        if isinstance(seed, int):
+        if hasattr(seed, "tolist"):  # of NumPy or torch
+            seed = seed.tolist()
+        if not isinstance(seed, Sequence):
             return random.key(seed, device=x.device)
         if x.ndim < 3 or len(seed) != x.shape[0]:
             raise ValueError(f"seed: expected one for each of the {x.shape[0]} samples, got {len(seed)}")

@@ -1,6 +1,7 @@
 """The command line of the trainer: `python -m sagd_kernels.train --help`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
@@ -26,6 +27,7 @@ examples:
   torchrun --nproc-per-node 8 -m sagd_kernels.train --preset paper --dataset folder --data photos --output runs/paper
   python -m sagd_kernels.train --steps 20000 --stop-at 5000 --output runs/long   # stop early ...
   python -m sagd_kernels.train --resume runs/long                                # ... and go on, to the bit
+  python -m sagd_kernels.train --resume runs/digits --steps 6000                 # extend a run that was finished
   python -m sagd_kernels.train --resume runs/digits --sampler ddim --sample-steps 50   # only sample again
 """
 
@@ -90,7 +92,11 @@ def build_parser() -> argparse.ArgumentParser:
         f" (default: {Config.model})",
     )
     training.add_argument(
-        "--steps", type=number(int, 1), metavar="N", help=f"optimiser steps (default: {Config.steps})"
+        "--steps",
+        type=number(int, 1),
+        metavar="N",
+        help=f"optimiser steps (default: {Config.steps}). With --resume, more than the checkpoint's extend the run:"
+        " the learning rate rises to where the longer cosine has it",
     )
     training.add_argument(
         "--batch", type=number(int, 1), metavar="N", help=f"images a step, in all processes (default: {Config.batch})"
@@ -217,7 +223,7 @@ def run(given: dict) -> int:
     config = choose_config(given, stored and stored["config"])
     output = given.get("output") or (source.parent if source else Path("runs") / config.dataset)
     path = output / FILE_NAME
-    if path.exists() and not given.get("overwrite") and not (source and path.samefile(source)):
+    if os.path.exists(path) and not given.get("overwrite") and not (source and path.samefile(source)):
         raise RunError(f"--output: {output} already holds a run; go on with --resume {output}, or --overwrite it")
 
     execution = Execution(**{field.name: given[field.name] for field in fields(Execution) if field.name in given})
@@ -263,7 +269,7 @@ def choose_config(given: dict, stored: dict | None) -> Config:
     config = Config(**stored)
     if contradictions := config.contradictions(chosen):
         raise RunError("; ".join(contradictions))
-    return replace(config, data=chosen.get("data", config.data))
+    return replace(config, data=chosen.get("data", config.data), steps=chosen.get("steps", config.steps))
 
 
 def number(kind: type, low: float, high: float = float("inf")) -> Callable[[str], float]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -13,6 +14,15 @@ from .config import RunError
 
 FILE_NAME = "checkpoint.safetensors"
 _FORMAT = "sagd_kernels.train/1"
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a run; RunError if it cannot be made or written to, before hundreds of steps are lost."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise RunError(f"--output: {folder} cannot be written to: {error.strerror}") from error
 
 
 def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict) -> None:

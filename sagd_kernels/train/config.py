@@ -41,12 +41,13 @@ class Config:
     def contradictions(self, given: dict) -> list[str]:
         """One line for each option in `given` that differs from this run's, in the words of the command line.
 
-        `data` may differ: a folder that has moved is still the same data.
+        `data` may differ: a folder that has moved is still the same data. `steps` may be more: a run can be extended.
         """
+        allowed = {"data"} | ({"steps"} if given.get("steps", 0) > self.steps else set())
         return [
             f"{option(name)}: the checkpoint has {getattr(self, name)}, got {given[name]}"
             for name in (field.name for field in fields(self))
-            if name in given and name != "data" and given[name] != getattr(self, name)
+            if name in given and name not in allowed and given[name] != getattr(self, name)
         ]
 
 

@@ -61,18 +61,35 @@ def load_batches(
     *,
     parts: list[range] | None = None,
     workers: int = 0,
-) -> DataLoader:
+) -> Iterator[Tensor]:
     """The `parts` of the batches number start .. stop - 1, uint8 [len(part), C, H, W] each, read by `workers` processes
     (0: this one)."""
     order = BatchOrder(len(dataset), seed, batch, start, stop, parts)
-    return DataLoader(
-        dataset,
+    loader = DataLoader(
+        _Reading(dataset),
         batch_sampler=order,
         collate_fn=_as_is,
         num_workers=workers,
         worker_init_fn=_ignore_interrupt,
         pin_memory=torch.cuda.is_available(),
     )
+    for images in loader:
+        if isinstance(images, RunError):
+            raise images
+        yield images
+
+
+class _Reading(Dataset):
+    """Hands over a RunError as an item: raised in another process it would come with that process's traceback."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitems__(self, indices: list[int]) -> Tensor | RunError:
+        try:
+            return self.dataset.__getitems__(indices)
+        except RunError as error:
+            return error
 
 
 def _as_is(images: Tensor) -> Tensor:
@@ -148,11 +165,21 @@ class ImageFiles(Dataset):
         try:
             with self.open_image(index) as image:
                 image.draft(self.mode, size)  # a JPEG is decoded at the smallest scale that still covers `size`
-                image = ImageOps.exif_transpose(image).convert(self.mode)
+                image = _in_bytes(ImageOps.exif_transpose(image), image.format).convert(self.mode)
                 pixels = np.array(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise RunError(f"--data: {self.describe(index)} is not a readable image: {error}") from error
         return torch.from_numpy(pixels.reshape(*size, -1)).permute(2, 0, 1)
+
+
+def _in_bytes(image: Image.Image, file_format: str | None) -> Image.Image:
+    """The image with values 0 .. 255, to which `convert` would clip deeper grey, not scale it."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
+        deep = np.asarray(image)  # 0 .. 65535, to which PIL has scaled a PGM or JPEG 2000 of fewer bits
+        return Image.fromarray((deep / 257).round().astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"expected 8 or 16 bits for each pixel and channel, got mode {image.mode}, of unknown range")
+    return image
 
 
 class FolderImages(ImageFiles):

@@ -20,7 +20,14 @@ from tqdm import tqdm
 
 from sagd_kernels.diffusion import DiffusionProcess
 
-from .checkpoint import FILE_NAME, optimizer_tensors, read_checkpoint, restore_optimizer, write_checkpoint
+from .checkpoint import (
+    FILE_NAME,
+    optimizer_tensors,
+    prepare_folder,
+    read_checkpoint,
+    restore_optimizer,
+    write_checkpoint,
+)
 from .config import Config, Execution, RunError
 from .data import load_batches, open_dataset, split_batch, to_signed
 from .model import build_model
@@ -108,7 +115,8 @@ def train(
         dataset: what `open_dataset` returns, or anything with its `image_shape`, `__len__` and `__getitems__`, in place
             of the images that `config` names.
         process: in place of the one that `config.weight` names, for another weight, `DDPMSchedule` or prediction.
-        resume: the checkpoint to continue from. Its config must be `config`, its dataset and process the same.
+        resume: the checkpoint to continue from. Its config must be `config`, but for fewer steps; its dataset and
+            process the same. With more steps the learning rate goes on along the longer cosine.
     """
     accelerator, execution = start_processes(), execution or Execution()
     parts = split_batch(config.batch, accelerator.num_processes, execution.accumulate)[accelerator.process_index]
@@ -139,9 +147,9 @@ def _train_steps(
     stop = min(execution.stop_at or config.steps, config.steps)
     network = accelerator.prepare_model(state.model)  # itself or, in many processes, inside DDP
     workers, stopping = execution.workers, False
-    batches = iter(load_batches(dataset, config.seed, config.batch, state.step, stop, parts=parts, workers=workers))
+    batches = load_batches(dataset, config.seed, config.batch, state.step, stop, parts=parts, workers=workers)
     if main:
-        folder.mkdir(parents=True, exist_ok=True)
+        prepare_folder(folder)
     with (
         tqdm(total=config.steps, initial=state.step, desc="training", unit="step", disable=not main) as progress,
         open_monitor(folder, state.step, tensorboard=execution.tensorboard and main) as monitor,
