@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 import warnings
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -262,25 +263,73 @@ def test_the_folder_of_a_plain_scheduler_takes_a_weight(tmp_path):
     diffusers.DDPMScheduler(num_train_timesteps=500).save_pretrained(tmp_path)
     scheduler = shaped.ShapedDDPMScheduler.from_pretrained(tmp_path, weight=WEIGHT)
     assert torch.equal(scheduler.weight, WEIGHT) and scheduler.config.num_train_timesteps == 500
-    with pytest.raises(ValueError, match="weight: expected a tensor, got NoneType"):
+    with pytest.raises(TypeError, match=r"weight: expected .*\.from_pretrained\(folder, weight=\.\.\.\), got none"):
         shaped.ShapedDDPMScheduler.from_pretrained(tmp_path)
 
 
 def test_the_printed_form_abbreviates_the_weight():
-    text = str(shaped.ShapedDDPMScheduler(weight=WEIGHT))
+    scheduler = shaped.ShapedDDPMScheduler(weight=WEIGHT)
+    text = str(scheduler)
     assert '"weight": "torch.float32 [16, 9]"' in text and len(text) < 1000
+    # as diffusers logs the config when a plain scheduler is made from it
+    logged = f"{dict(scheduler.config)}"
+    assert "'weight': <weight in 864 characters>" in logged and len(logged) < 1000
 
 
-class ShapedUniPCScheduler(shaped.ShapedScheduler, diffusers.UniPCMultistepScheduler):
-    pass
+# ---- any other scheduler of diffusers
 
 
-def test_any_other_scheduler_is_shaped_by_inheritance(tmp_path):
-    scheduler = ShapedUniPCScheduler(weight=WEIGHT, solver_order=3)
-    x_T = scheduler.randn((256, 1, SIZE, SIZE))
-    assert log_spectrum_error(sample(scheduler, {}, x_T, 20, perfect_model(WEIGHT))) < 0.2
-    scheduler.save_pretrained(tmp_path)
-    assert torch.equal(ShapedUniPCScheduler.from_pretrained(tmp_path).weight, WEIGHT)
+def own_schedulers():
+    """The names of diffusers' schedulers that need no arguments and have all packages they need."""
+    for name in dir(diffusers):
+        if name.endswith("Scheduler") and name not in ("CogVideoXDPMScheduler", "ScoreSdeVeScheduler"):  # no such step
+            try:
+                getattr(diffusers, name)().step  # noqa: B018, an attribute that placeholders lack
+            except (AttributeError, ImportError, TypeError):
+                continue
+            yield name
+
+
+def derive(name):
+    return type(f"Shaped{name}", (shaped.ShapedScheduler, getattr(diffusers, name)), {})
+
+
+@pytest.mark.parametrize("name", own_schedulers())
+def test_any_scheduler_is_shaped_by_inheritance(name, tmp_path):
+    """On a linear network x = T_w y again, with y the run of diffusers' own scheduler from the same white draws."""
+    plain, build_shaped = getattr(diffusers, name), derive(name)
+    build_shaped(weight=WEIGHT).save_pretrained(tmp_path)
+    assert torch.equal(build_shaped.from_pretrained(tmp_path).weight, WEIGHT)
+
+    def run(scheduler, x_T):
+        return sample(scheduler, {}, x_T, 4, lambda scheduler, x, t: 0.3 * x)
+
+    clipping = inspect.signature(plain).parameters.keys() & {"clip_sample", "clip_denoised", "thresholding"}
+    config, white = dict.fromkeys(clipping, False), torch.randn(2, 2, SIZE, SIZE)
+    try:
+        whitened = run(plain(**config), white)
+    except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        pytest.skip(f"diffusers' own does not sample images so: {error}")
+    coloured = run(build_shaped(weight=WEIGHT, **config), spectral_filter(white, WEIGHT))
+    expected = spectral_filter(whitened, WEIGHT)
+    assert (coloured - expected).norm() < 1e-4 * expected.norm()
+
+
+def test_the_schedulers_that_people_use_are_among_those_tested():
+    names = ["DDIMInverse", "DEISMultistep", "EulerDiscrete", "HeunDiscrete", "LCM", "PNDM", "TCD", "UniPCMultistep"]
+    assert {f"{name}Scheduler" for name in names} <= set(own_schedulers())
+
+
+@pytest.mark.parametrize("name", ["ScoreSdeVeScheduler", "CogVideoXDPMScheduler", "SchedulerMixin"])
+def test_a_scheduler_without_the_usual_step_is_refused(name):
+    with pytest.raises(TypeError, match=f"Shaped{name}: expected a scheduler whose step takes .*'sample'\\], got"):
+        derive(name)
+
+
+@pytest.mark.skipif(find_spec("torchsde") is not None, reason="needs a package that is missing")
+def test_a_scheduler_whose_package_is_missing_says_which():
+    with pytest.raises(ImportError, match="pip install torchsde"):
+        derive("DPMSolverSDEScheduler")
 
 
 # ---- pipelines
@@ -367,7 +416,6 @@ def test_a_shaped_pipeline_needs_a_shaped_scheduler(unet):
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        (None, "weight: expected a tensor, got NoneType"),
         (torch.ones(2, 1, 8, 5), r"weight: expected \[H, W//2\+1\] or \[C, H, W//2\+1\], got \[2, 1, 8, 5\]"),
         (WEIGHT.half(), "weight: expected float32 or float64"),
         ("not a weight", "weight: expected a tensor or the text of one from a config, got 'not a weight'"),
@@ -377,6 +425,13 @@ def test_a_shaped_pipeline_needs_a_shaped_scheduler(unet):
 def test_no_such_weight(weight, message):
     with pytest.raises(ValueError, match=message):
         shaped.ShapedDDPMScheduler(weight=weight)
+
+
+def test_a_weight_that_is_not_given_by_its_name():
+    with pytest.raises(TypeError, match=r"weight: expected ShapedDDPMScheduler\(weight=\.\.\.\)"):
+        shaped.ShapedDDPMScheduler()
+    with pytest.raises(TypeError, match=r"weight: expected by its name, ShapedDDPMScheduler\(weight=\.\.\.\), got"):
+        shaped.ShapedDDPMScheduler(WEIGHT)
 
 
 def test_planes_that_the_weight_does_not_fit():

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from gaussian_data import SIZE, assert_spectrum, filtered, log_spectrum_error, posterior_means
@@ -100,6 +101,12 @@ def test_a_seed_for_each_sample_makes_paths_independent_of_the_batch():
         alone = brownian(X[:1], seed=[seed])(5.0, 2.0)
         assert torch.equal(both[i : i + 1], alone)
     assert not torch.equal(brownian(seed=5)(5.0, 2.0), brownian(seed=6)(5.0, 2.0))
+
+
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
+def test_seeds_may_be_integers_of_numpy_or_torch(convert):
+    assert torch.equal(brownian(seed=convert(5))(5.0, 2.0), brownian(seed=5)(5.0, 2.0))
+    assert torch.equal(brownian(seed=convert([5, 6]))(5.0, 2.0), brownian(seed=[5, 6])(5.0, 2.0))
 
 
 def test_noise_is_like_x():
@@ -209,3 +216,8 @@ def test_what_the_network_leaks_into_an_omitted_band_is_dropped():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_seed_that_is_no_integer():
+    with pytest.raises(TypeError, match="seed: expected an int, got float"):
+        brownian(seed=3.0)

@@ -172,6 +172,44 @@ def test_existing_run_is_not_overwritten_unasked(train, capsys):
     assert (folder / "checkpoint.safetensors").read_bytes() != before
 
 
+@pytest.mark.parametrize("place", ["file", "file/below", "/proc", "/proc/nothing"])
+def test_an_output_that_cannot_be_written_is_named_before_training(idx, place, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(loop, "train_step", None)
+    output = tmp_path / place  # "/proc" itself is absolute, and nobody may write there
+    assert main([*TINY, "--dataset", "fashion-mnist", "--data", idx, "--output", str(output)]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and f"error: --output: {output} cannot be written to: " in errors[0]
+
+
+def test_a_folder_that_can_be_written_is_left_as_it_was(tmp_path):
+    checkpoint.prepare_folder(tmp_path / "run")
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_finished_run_can_be_extended(tmp_path):
+    """As the longer run from there on: its order of the data, its noise, its learning rate."""
+    config, path = Config(dataset="flat", model="tiny", batch=4, steps=4, warmup=1), tmp_path / checkpoint.FILE_NAME
+    first = loop.train(config, tmp_path, dataset=Flat())
+    longer = replace(config, steps=8)
+    extended = loop.train(longer, tmp_path, dataset=Flat(), execution=Execution(stop_at=6), resume=path)
+    assert extended.step == 6 and extended.losses[:4] == first.losses
+    whole = loop.train(longer, tmp_path / "whole", dataset=Flat(), execution=Execution(stop_at=6))
+    assert extended.schedule.get_last_lr() == whole.schedule.get_last_lr() != [0.0]
+    assert first.schedule.get_last_lr() == [0.0]
+    assert checkpoint.read_checkpoint(path)[1]["config"]["steps"] == 8
+    with pytest.raises(RunError, match="--steps: the checkpoint has 8, got 4"):
+        loop.train(config, tmp_path, dataset=Flat(), resume=path)
+
+
+def test_more_steps_extend_a_run_and_fewer_are_refused(finished, capsys):
+    stored = checkpoint.read_checkpoint(finished / checkpoint.FILE_NAME)[1]["config"]
+    assert choose_config({"steps": 30}, stored) == replace(Config(**stored), steps=30)
+    assert choose_config({}, stored).steps == 20
+    assert main(["--resume", str(finished), "--steps", "19"]) == 2
+    assert "--steps: the checkpoint has 20, got 19" in capsys.readouterr().err
+
+
 def test_presets_are_defaults_that_options_override(finished, capsys):
     config = choose_config({"preset": "paper", "steps": 7}, None)
     assert (config.model, config.batch, config.ema, config.steps) == ("paper", 128, 0.9999, 7)
@@ -449,6 +487,49 @@ def test_training_from_an_image_folder_with_readers(tmp_path):
         Image.effect_noise((20, 20), 40 + index).save(tmp_path / f"{index}.png")
     options = ["--dataset", "folder", "--data", str(tmp_path), "--image-size", "10", "--workers", "1"]
     assert main([*TINY, *options, "--steps", "3", "--output", str(tmp_path / "run")]) == 0
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_image_is_one_line_whoever_reads_it(workers, tmp_path, capsys):
+    (tmp_path / "cut.png").write_bytes(b"no image")
+    options = ["--dataset", "folder", "--data", str(tmp_path), "--image-size", "10", "--workers", workers]
+    assert main([*TINY, *options, "--output", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert f"error: --data: {tmp_path / 'cut.png'} is not a readable image: cannot identify" in message
+    assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.jp2", "big-endian.tif", "deep.pgm", "ten-bit.pgm"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_deep_grey_is_scaled(name, channels, tmp_path):
+    """PIL would clip it: nearly all values to white."""
+    grey = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
+    if name == "ten-bit.pgm":
+        (tmp_path / name).write_bytes(b"P5 8 8 1023\n" + (grey // 64).astype(">u2").tobytes())
+    else:
+        Image.fromarray(grey.astype(">u2") if name == "big-endian.tif" else grey).save(tmp_path / name)
+    images = data.open_dataset("folder", str(tmp_path), 8, channels).__getitems__([0])[0]
+    assert images.shape == (channels, 8, 8)
+    assert (images.double() - torch.from_numpy(grey / 257)).abs().max() < 1
+
+
+def test_deep_grey_is_turned_as_its_exif_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees
+    grey = np.zeros((8, 8), np.uint16)
+    grey[0] = 65535
+    Image.fromarray(grey).save(tmp_path / "a.png", exif=exif)
+    (pixels,) = data.open_dataset("folder", str(tmp_path), 8, 1).__getitems__([0])[0]
+    assert pixels[:, -1].min() == 255 and pixels[:, :-1].max() == 0
+
+
+@pytest.mark.parametrize(("mode", "dtype"), [("I", np.int32), ("F", np.float32)])
+def test_grey_of_unknown_range_is_refused(mode, dtype, tmp_path):
+    Image.fromarray(np.full((8, 8), 300, dtype)).save(tmp_path / "a.tif")
+    with pytest.raises(
+        RunError, match=f"--data: .*a.tif is not a readable image: expected 8 or 16 .*, got mode {mode}"
+    ):
+        data.open_dataset("folder", str(tmp_path), 8, 1).__getitems__([0])
 
 
 def test_empty_and_damaged_image_folders_are_named(tmp_path):

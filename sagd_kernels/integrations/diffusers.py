@@ -141,11 +141,13 @@ class ShapedScheduler(SchedulerMixin):
 def _taking_a_weight(init: Callable) -> Callable:
     @functools.wraps(init)
     def __init__(self, *args, weight: Tensor | str | None = None, **kwargs) -> None:
+        name = type(self).__name__
         if any(isinstance(argument, Tensor) for argument in args):
-            raise TypeError(f"weight: expected by its name, {type(self).__name__}(weight=...), got a tensor by position")
+            raise TypeError(f"weight: expected by its name, {name}(weight=...), got a tensor by position")
         if weight is None:
-            call = f"{type(self).__name__}(weight=...) or .from_pretrained(folder, weight=...)"
-            raise TypeError(f"weight: expected a tensor, as in {call}, got none")
+            raise TypeError(
+                f"weight: expected {name}(weight=...) or {name}.from_pretrained(folder, weight=...), got none"
+            )
         init(self, *args, **kwargs)
         self._set_weight(weight)
 
