@@ -96,7 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=number(int, 1),
         metavar="N",
         help=f"optimiser steps (default: {Config.steps}). With --resume, more than the checkpoint's extend the run:"
-        " the learning rate rises to where the longer cosine has it",
+        " the learning rate jumps to where the longer cosine has it",
     )
     training.add_argument(
         "--batch", type=number(int, 1), metavar="N", help=f"images a step, in all processes (default: {Config.batch})"
