@@ -223,6 +223,7 @@ def run(given: dict) -> int:
     config = choose_config(given, stored and stored["config"])
     output = given.get("output") or (source.parent if source else Path("runs") / config.dataset)
     path = output / FILE_NAME
+    # not Path.exists, which raises where the folder may not be searched
     if os.path.exists(path) and not given.get("overwrite") and not (source and path.samefile(source)):
         raise RunError(f"--output: {output} already holds a run; go on with --resume {output}, or --overwrite it")
 

@@ -115,8 +115,8 @@ def train(
         dataset: what `open_dataset` returns, or anything with its `image_shape`, `__len__` and `__getitems__`, in place
             of the images that `config` names.
         process: in place of the one that `config.weight` names, for another weight, `DDPMSchedule` or prediction.
-        resume: the checkpoint to continue from. Its config must be `config`, but for fewer steps; its dataset and
-            process the same. With more steps the learning rate goes on along the longer cosine.
+        resume: the checkpoint to continue from. Its config must be `config`, or that with fewer steps: then the
+            learning rate goes on along the longer cosine. Its dataset and process must be the same.
     """
     accelerator, execution = start_processes(), execution or Execution()
     parts = split_batch(config.batch, accelerator.num_processes, execution.accumulate)[accelerator.process_index]
