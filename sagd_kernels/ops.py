@@ -33,14 +33,15 @@ _FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # ---- the operators -------------------------------------------------------------------------------------------------
 
 
-def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
+def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | float | None = None) -> Tensor:
     """scale * T_w input, in one pass: covariance, colouring (w), whitening (1/w), score (-1/w^2), by choice of w.
 
     Args:
         input: [..., H, W], float32, float64, bfloat16 or float16, any strides. Half types are computed in float32.
         weight: [..., H, W//2+1] in the layout of `torch.fft.rfft2`, float32 (float64 for float64 input); leading
             dimensions broadcast against those of `input`. On the columns l = 0 and l = W/2 its even part counts.
-        scale: a floating tensor whose dimensions are the leading ones of `input` ([N], [N, C], [N, 1, 1, 1]).
+        scale: a number, or a floating tensor whose dimensions are the leading ones of `input` ([N], [N, C],
+            [N, 1, 1, 1]). `torch.ops.sagd` takes tensors only.
 
     Returns:
         A contiguous tensor of the shape and dtype of `input`. Differentiable in every argument, twice.
@@ -48,14 +49,14 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) 
     Raises:
         RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
     """
-    return _spectral_filter(input, weight, scale)
+    return _spectral_filter(input, weight, _scale(scale, weight))
 
 
 def shaped_noise(
     key: Tensor,
     size: Sequence[int],
     weight: Tensor,
-    scale: Tensor | None = None,
+    scale: Tensor | float | None = None,
     *,
     plane_offset: int = 0,
     dtype: torch.dtype | None = None,
@@ -76,11 +77,18 @@ def shaped_noise(
     Returns:
         A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
     """
-    return _shaped_noise(key, size, weight, scale, plane_offset=plane_offset, dtype=dtype)
+    _check_is_key(key)
+    return _shaped_noise(key, size, weight, _scale(scale, weight), plane_offset=plane_offset, dtype=dtype)
 
 
 def add_noise(
-    input: Tensor, key: Tensor, weight: Tensor, signal_scale: Tensor, noise_scale: Tensor, *, plane_offset: int = 0
+    input: Tensor,
+    key: Tensor,
+    weight: Tensor,
+    signal_scale: Tensor | float,
+    noise_scale: Tensor | float,
+    *,
+    plane_offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """(signal_scale * input + noise_scale * noise, noise) with noise = T_w xi: the forward process, in one pass.
 
@@ -88,6 +96,8 @@ def add_noise(
     of epsilon prediction. Arguments as in `spectral_filter` and `shaped_noise`; both scales broadcast from the left.
     Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
     """
+    _check_is_key(key)
+    signal_scale, noise_scale = _scale(signal_scale, weight), _scale(noise_scale, weight)
     return _add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
 
 
@@ -113,6 +123,18 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         input, target = input.to(dtype), target.to(dtype)
     with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
     return _whitened_mse(input, target, weight, with_residual)
+
+
+def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
+    """A number as a tensor beside the weight."""
+    if isinstance(scale, (int, float)):
+        return torch.full((), scale, dtype=weight.dtype, device=weight.device)
+    return scale
+
+
+def _check_is_key(key: Tensor) -> None:
+    if not isinstance(key, Tensor):
+        raise TypeError(f"key: expected a uint64 tensor [..., 2], got {type(key).__name__}")
 
 
 # ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------
@@ -276,8 +298,8 @@ def _first(output):
 
 def _differentiable(name: str, backward, save, result=_whole):
     """Gives an operator its gradient, as `torch.library.register_autograd` does; that one refuses torch.func.grad
-    (pytorch/pytorch#168393) and lets the tangents of forward mode vanish. Here every transform of torch.func works, and
-    forward mode is an error.
+    (pytorch/pytorch#168393) and lets the tangents of forward mode vanish. Here every transform of torch.func works that
+    needs no forward mode, and forward mode is an error.
 
     Returns the operator for callers in Python, who get result(output). The dispatcher would come back to Python to ask
     for gradients, with all arguments converted twice, which takes as long as a small batch's transforms; so that is
@@ -299,6 +321,13 @@ def _differentiable(name: str, backward, save, result=_whole):
         def backward(ctx, *grads):
             return None, None, None, *backward(ctx, _padded(ctx.needs_input_grad[3:], arguments), *grads)
 
+        @staticmethod
+        def jvp(ctx, *tangents):
+            raise NotImplementedError(
+                f"sagd::{name}: expected reverse mode (backward, grad, vjp, jacrev, jacrev of jacrev); forward-mode "
+                "derivatives (jvp, jacfwd, linearize, hessian) are not implemented"
+            )
+
     def below_autograd(*args, **kwargs):
         with _AutoDispatchBelowAutograd():
             return operator(*args, **kwargs)
@@ -317,7 +346,7 @@ def _differentiable(name: str, backward, save, result=_whole):
 
         def implementation(*args, **kwargs):
             # enabled for the outer transforms of torch.func; below autograd what the implementation is composed of
-            with torch.enable_grad(), _AutoDispatchBelowAutograd():
+            with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True), _AutoDispatchBelowAutograd():
                 return redispatch(keyset, *args, **kwargs)
 
         with enable_single_level_autograd_function():

@@ -5,8 +5,11 @@ numbers: as easy as 1, 2, 3", SC 2011): the seed is Philox's key, the offset the
 A batch of keys is [..., 2]. The same key gives the same noise on every device, in every batch split and world size.
 """
 
+import operator
+
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -15,9 +18,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     """The key of an integer seed (taken modulo 2^64), offset 0: uint64 [2] on `device`."""
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise TypeError(f"seed: expected an int, got {type(seed).__name__}")
-    return torch.tensor([seed % 2**64, 0], dtype=torch.uint64, device=device)
+    return torch.tensor([_int64("seed", seed), 0], device=device).view(torch.uint64)
 
 
 def next_key(generator: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
@@ -35,7 +36,7 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
 
 def split(key: Tensor, num: int = 2) -> Tensor:
     """`num` independent keys from each key: uint64 [num, *key.shape]."""
-    if num < 1:
+    if not isinstance(num, int) or num < 1:
         raise ValueError(f"num: expected a positive number of keys, got {num}")
     return fold_in(key, torch.arange(num, device=key.device).view(-1, *[1] * (_checked(key).ndim - 1)))
 
@@ -45,10 +46,12 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """
-    if isinstance(data, int):
-        step = torch.tensor([0, (data + 2**63) % 2**64 - 2**63], device=key.device)  # as the int64 with the same bits
+    if not isinstance(data, Tensor):
+        step = torch.tensor([0, _int64("data", data)], device=key.device)
+    elif data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+        raise TypeError(f"data: expected an int or a tensor of integers, got {data.dtype}")
     else:
-        data = torch.as_tensor(data, dtype=torch.int64, device=key.device)
+        data = data.to(key.device, torch.int64)
         step = torch.stack([torch.zeros_like(data), data], dim=-1)
     # modulo 2^64, as torch has it: the sum does not carry into the counter's upper half
     block = _checked(key).view(torch.int64) + step
@@ -86,6 +89,16 @@ def philox(key: Tensor, counter: Tensor, origin: int = 0) -> Tensor:
         c0, c1, c2, c3 = (second >> 32 ^ c1 ^ k0) & _MASK, second, (first >> 32 ^ c3 ^ k1) & _MASK, first
         k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
     return torch.stack(torch.broadcast_tensors(c0, c1 & _MASK, c2, c3 & _MASK), dim=-1)
+
+
+def _int64(name: str, value: int) -> int:
+    """The int64 with the bits of an integer modulo 2^64."""
+    if not isinstance(value, int) and hasattr(value, "__index__"):
+        value = operator.index(value)  # of NumPy, or a tensor
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    # compiled functions may have symbolic ints, which are int64 themselves
+    return value if is_compiling() and -(2**63) < value < 2**63 else (value + 2**63) % 2**64 - 2**63
 
 
 def _checked(key: Tensor) -> Tensor:

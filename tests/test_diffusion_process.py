@@ -219,6 +219,23 @@ def test_losses(name, prediction):
         torch.testing.assert_close(loss, expected, rtol=1e-9, atol=0)
 
 
+def test_planes_of_another_width_than_the_process_are_an_error():
+    process = PROCESSES["one weight"]()
+    with pytest.raises(
+        ValueError, match=r"planes: expected \[..., H, 5\], the width of the process, got \[2, 3, 6, 4\]"
+    ):
+        process.add_noise(torch.randn(2, 3, 6, 4), torch.tensor([3, 7]), sagd.key(0))
+
+
+@pytest.mark.parametrize("returned", [lambda x: x[:, :1], lambda x: (x,)], ids=["another shape", "no tensor"])
+def test_a_model_must_return_a_tensor_of_its_input(returned):
+    process, x0 = PROCESSES["one weight"](), torch.randn(2, 3, 6, 5)
+    with pytest.raises(
+        ValueError, match=r"model: expected to return a tensor of the shape of its input \[2, 3, 6, 5\]"
+    ):
+        process.loss(lambda x, t: returned(x), x0, torch.tensor([3, 7]), sagd.key(0))
+
+
 def test_plain_loss_is_the_mean_squared_error():
     process = PROCESSES["one weight"]()
     _, t = times(process)

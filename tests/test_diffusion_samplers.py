@@ -357,5 +357,5 @@ def test_errors(options, message):
 
 
 def test_a_weight_of_other_planes_is_an_error():
-    with pytest.raises(RuntimeError, match=r"weight: expected \[..., 8, 5\]"):
+    with pytest.raises(ValueError, match=r"planes: expected \[..., H, 4\], the width of the process, got \[1, 8, 8\]"):
         attempt(shape=(1, 8, 8))

@@ -207,17 +207,35 @@ def test_batches_of_more_dimensions_than_a_kernel_can_follow():
 def test_a_missing_or_meaningless_argument_is_an_error_too(operator):
     with pytest.raises(TypeError, match="missing"):
         operator()
-    with pytest.raises(RuntimeError, match="Expected a value of type 'Tensor' for argument"):
+    with pytest.raises(
+        (RuntimeError, TypeError), match=r"Expected a value of type 'Tensor' for|key: expected a uint64 tensor"
+    ):
         operator(*["planes"] * {"spectral_filter": 2, "add_noise": 5}.get(operator.__name__, 3))
 
 
 # ---- keys and modules
 
 
-@pytest.mark.parametrize("seed", [1.0, True, "1", torch.tensor(1)], ids=repr)
-def test_a_seed_must_be_an_int(seed):
-    with pytest.raises(TypeError, match=f"seed: expected an int, got {type(seed).__name__}"):
-        sagd.key(seed)
+@pytest.mark.parametrize("number", [1.0, 0.3, True, "1", None], ids=repr)
+def test_seeds_and_what_is_folded_in_must_be_ints(number):
+    with pytest.raises(TypeError, match=f"seed: expected an int, got {type(number).__name__}"):
+        sagd.key(number)
+    with pytest.raises(TypeError, match=f"data: expected an int, got {type(number).__name__}"):
+        sagd.fold_in(K, number)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.complex64], ids=str)
+def test_tensors_that_are_folded_in_must_be_of_integers(dtype):
+    with pytest.raises(TypeError, match=f"data: expected an int or a tensor of integers, got {dtype}"):
+        sagd.fold_in(K, torch.ones(2, dtype=dtype))
+
+
+@pytest.mark.parametrize("operator", [sagd.shaped_noise, sagd.add_noise])
+def test_a_key_that_was_forgotten_is_named(operator):
+    planes, weight = torch.ones(2, 4, 4), torch.ones(4, 3)
+    arguments = (None, [2, 4, 4], weight) if operator is sagd.shaped_noise else (planes, None, weight, 0.5, 0.5)
+    with pytest.raises(TypeError, match=r"key: expected a uint64 tensor \[..., 2\], got NoneType"):
+        operator(*arguments)
 
 
 @pytest.mark.parametrize("wrong", [torch.ones(2), torch.ones(2).long(), K[0], K[:1], K.repeat(2)], ids=repr)
@@ -229,7 +247,7 @@ def test_split_and_fold_in_take_keys_alone(wrong):
         sagd.fold_in(wrong, 3)
 
 
-@pytest.mark.parametrize("num", [0, -1])
+@pytest.mark.parametrize("num", [0, -1, 2.5])
 def test_split_needs_a_positive_number(num):
     with pytest.raises(ValueError, match=f"num: expected a positive number of keys, got {num}"):
         sagd.split(K, num)

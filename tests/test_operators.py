@@ -421,3 +421,12 @@ def test_results_do_not_depend_on_the_number_of_threads(operator, batch, size):
         torch.set_num_threads(before)
     for result in results[1:]:
         assert_same_bits(result, results[0])  # the loss, too
+
+
+def test_scales_may_be_numbers():
+    planes, weight = torch.randn(2, 3, 8, 6), random_weight(8, 6)
+    half, two = torch.tensor(0.5), torch.tensor(2.0)
+    assert torch.equal(sagd.spectral_filter(planes, weight, 0.5), sagd.spectral_filter(planes, weight, half))
+    assert torch.equal(sagd.shaped_noise(KEY, (3, 8, 6), weight, 2), sagd.shaped_noise(KEY, (3, 8, 6), weight, two))
+    numbers, tensors = sagd.add_noise(planes, KEY, weight, 2, 0.5), sagd.add_noise(planes, KEY, weight, two, half)
+    assert all(torch.equal(a, b) for a, b in zip(numbers, tensors, strict=True))

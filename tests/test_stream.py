@@ -271,6 +271,12 @@ def test_fold_in_and_split_agree(key):
     assert torch.equal(sagd.fold_in(keys, steps)[0], sagd.fold_in(keys[0], 9))
 
 
+def test_integers_of_numpy_and_torch_are_integers(key):
+    for three in (np.int64(3), np.uint8(3), torch.tensor(3), torch.tensor(3, dtype=torch.int32)):
+        assert torch.equal(sagd.key(three), sagd.key(3))
+        assert torch.equal(sagd.fold_in(key, three), sagd.fold_in(key, 3))
+
+
 @pytest.mark.parametrize(("seed", "offset", "data"), [(5, 0, 3), (LARGEST, LARGEST, 2**62), (9, 2**32 - 1, 1)])
 def test_fold_in_is_a_block_of_the_stream(seed, offset, data):
     r = philox_by_the_book((offset + data) % 2**64, seed)  # torch's functions drop this carry
@@ -329,6 +335,19 @@ def test_shaped_noise_module_draws_as_its_generator_says():
     module = sagd.ShapedNoise(weight)
     assert torch.equal(module(x), expected)
     assert not torch.equal(module(x), expected)
+
+
+def test_shaped_noise_module_holds_a_copy_of_a_tensor_and_trains_a_parameter():
+    weight = random_weight(8, 8)
+    module = sagd.ShapedNoise(weight)
+    weight.zero_()
+    assert module.weight.min() > 0 and not list(module.parameters())
+    learned = sagd.ShapedNoise(torch.nn.Parameter(random_weight(8, 8))).half()
+    learned(torch.randn(2, 8, 8)).square().sum().backward()
+    assert [name for name, _ in learned.named_parameters()] == ["weight"]
+    assert learned.weight.dtype == torch.float32 and (learned.weight.grad > 0).all()
+    with pytest.raises(ValueError, match=r"weight: expected a nn\.Parameter, or a tensor without gradient"):
+        sagd.ShapedNoise(torch.nn.Parameter(random_weight(8, 8)) * 2)
 
 
 # ---- statistics

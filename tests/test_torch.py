@@ -139,6 +139,16 @@ def test_compiled_keys_are_the_eager_ones(compile_once):
             assert torch.equal(got, expected)
 
 
+def test_the_default_backend_compiles_keys(compile_once):
+    def draw(step):
+        return sagd.shaped_noise(sagd.fold_in(sagd.key(3), step), (2, 8, 6), weight, 0.5)
+
+    weight = random_weight(8, 6)
+    compiled = compile_once(draw, "inductor")
+    for step in (5, 9, 2**40):  # from the second one on, or from the start, a symbol
+        assert torch.equal(compiled(step), draw(step))
+
+
 def test_compiled_module_follows_the_seed(compile_once):
     module = sagd.ShapedNoise(random_weight(8, 6))
     compiled = compile_once(module)
@@ -354,8 +364,21 @@ def test_forward_mode_is_refused_and_not_silently_zero(operator):
         "add_noise": lambda w: sagd.add_noise(x, KEY, w, scale, scale),
         "whitened_mse": lambda w: sagd.whitened_mse(x, y, w),
     }[operator]
-    with pytest.raises(NotImplementedError, match="jvp"):
+    with pytest.raises(NotImplementedError, match=f"sagd::_?{operator}: .* forward-mode"):
         jvp(call, (weight,), (weight,))
+    # over reverse mode, as in torch.func.hessian, too
+    with pytest.raises(NotImplementedError, match=r"sagd::.* forward-mode"):
+        jvp(
+            grad(lambda w: torch.as_tensor(call(w)[0] if operator == "add_noise" else call(w)).pow(3).sum()),
+            *[(weight,)] * 2,
+        )
+
+
+def test_reverse_over_reverse_equals_the_hessian_of_the_reference():
+    x, y, weight, _ = double_arguments()
+    x, y = x[0, 0], y[0, 0]
+    hessian = jacrev(jacrev(lambda x: sagd.whitened_mse(x, y, weight)))(x)
+    torch.testing.assert_close(hessian, jacrev(jacrev(lambda x: reference.whitened_mse(x, y, weight)))(x))
 
 
 # ---- autocast

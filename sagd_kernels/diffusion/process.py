@@ -151,7 +151,11 @@ class DiffusionProcess:
         A score is compared as the eps that it stands for, which is denoising score matching weighted by s_t^2.
         """
         x, eps = self.add_noise(x0, t, key, plane_offset=plane_offset)
-        output = model(x, t).to(x.dtype)
+        output = model(x, t)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"model: expected to return a tensor of the shape of its input {list(x.shape)}, got {got}")
+        output = output.to(x.dtype)
         if self.prediction == "score":
             output, target = self.convert(output, x, t, "score", "eps"), eps
         else:
@@ -228,6 +232,8 @@ class DiffusionProcess:
         return (ratio - injected).clamp(min=0).sqrt(), injected.sqrt()
 
     def _time(self, t: Time, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.width:
+            raise ValueError(f"planes: expected [..., H, {self.width}], the width of the process, got {list(x.shape)}")
         integer = isinstance(self.schedule.clean, int)  # a float of torch's default dtype would be rounded
         return torch.as_tensor(t, dtype=None if integer else torch.float64, device=x.device)
 
