@@ -52,6 +52,8 @@ def check_noise(mesh):
     with pytest.raises(NotImplementedError, match=r"sagd\.add_noise"):  # the same planes in every shard would be wrong
         replicated = [shard(tensor, mesh, Replicate()) for tensor in (key, WEIGHT, scale[0], scale[0])]
         sagd.add_noise(shard(seeded(*SIZE), mesh), *replicated)
+    with pytest.raises(TypeError, match=r"got a DTensor; sagd_kernels\.distributed\.shaped_noise"):
+        sagd.ShapedNoise(WEIGHT)(shard(seeded(*SIZE), mesh))
 
 
 def check_loss(mesh):
