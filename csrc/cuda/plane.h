@@ -140,12 +140,12 @@ class PlaneTransform {
     const int rows = shape_.packed_rows, step = quotient(shape_.threads, shape_.packed_rows);
     const int further = shape_.threads - step * rows;
     int l = quotient(start_, shape_.packed_rows), row = start_ - l * rows;
-    while (l < shape_.orbits) {
+    while (l < shape_.orbits) {  // of a row, or of one orbit before the thread goes on to another row
       const DrawnRow drawn(shape_, shared_.pairs[row], weight);
       const PackedRow points = packed_row(row);
       const auto to = [&](int l) { return points[shared_.row_position[l]]; };
       const int end = further > 0 ? l + 1 : shape_.orbits;
-      for (int here = row > 0 ? l : end; here < end; here += step) drawn(from, here, to);
+      for (int here = row > 0 ? l : end; here < end; here += further > 0 ? 1 : step) drawn(from, here, to);
       l = further > 0 ? l + step : end;
       row += further;
       if (row >= rows) row -= rows, ++l;
