@@ -22,6 +22,8 @@ class ShapedNoise(nn.Module):
 
     def __init__(self, weight: Tensor, generator: torch.Generator | None = None) -> None:
         super().__init__()
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
         if weight.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"weight: expected float32 or float64, got {weight.dtype}")
         self.generator = generator

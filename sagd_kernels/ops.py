@@ -21,7 +21,7 @@ from torch.compiler import is_compiling
 from . import backends, gradients
 from ._build import library_path
 from .backends import composite
-from .random import block_keys
+from .random import block_keys, check_is_tensor
 from .spectral import whitening
 
 torch.ops.load_library(library_path())
@@ -41,7 +41,7 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | float | None 
         weight: [..., H, W//2+1] in the layout of `torch.fft.rfft2`, float32 (float64 for float64 input); leading
             dimensions broadcast against those of `input`. On the columns l = 0 and l = W/2 its even part counts.
         scale: a number, or a floating tensor whose dimensions are the leading ones of `input` ([N], [N, C],
-            [N, 1, 1, 1]). `torch.ops.sagd` takes tensors only.
+            [N, 1, 1, 1]). `torch.ops.sagd` takes tensors only; `torch.compile` compiles anew for each new float.
 
     Returns:
         A contiguous tensor of the shape and dtype of `input`. Differentiable in every argument, twice.
@@ -77,7 +77,7 @@ def shaped_noise(
     Returns:
         A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
     """
-    _check_is_key(key)
+    _check_stream(key, plane_offset)
     return _shaped_noise(key, size, weight, _scale(scale, weight), plane_offset=plane_offset, dtype=dtype)
 
 
@@ -96,7 +96,7 @@ def add_noise(
     of epsilon prediction. Arguments as in `spectral_filter` and `shaped_noise`; both scales broadcast from the left.
     Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
     """
-    _check_is_key(key)
+    _check_stream(key, plane_offset)
     signal_scale, noise_scale = _scale(signal_scale, weight), _scale(noise_scale, weight)
     return _add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
 
@@ -112,7 +112,8 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         weight: as in `spectral_filter`.
 
     Returns:
-        A scalar: float32, or float64 for float64 input. Differentiable in every argument, twice.
+        A scalar: float32, or float64 for float64 input. Differentiable in every argument, twice. float16 overflows
+        in the gradient where T_u (input - target), u = 1/w^2, exceeds 65504: take float32 or bfloat16 for small w.
     """
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         return _ops.whitened_mse(input, target, weight)  # which says what it expected
@@ -126,15 +127,20 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
-    """A number as a tensor beside the weight."""
+    """A number as a tensor beside the weight, in the precision of the computation (autocast takes half weights)."""
     if isinstance(scale, (int, float)):
-        return torch.full((), scale, dtype=weight.dtype, device=weight.device)
+        if not isinstance(weight, Tensor):
+            raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return torch.full((), scale, dtype=dtype, device=weight.device)
     return scale
 
 
-def _check_is_key(key: Tensor) -> None:
-    if not isinstance(key, Tensor):
-        raise TypeError(f"key: expected a uint64 tensor [..., 2], got {type(key).__name__}")
+def _check_stream(key: Tensor, plane_offset: int) -> None:
+    """What the dispatcher would refuse without saying why."""
+    check_is_tensor(key)
+    if type(plane_offset) is int and plane_offset >= 2**63:
+        raise RuntimeError(f"plane_offset: expected less than 2^63, got {plane_offset}")
 
 
 # ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------

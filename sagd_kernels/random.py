@@ -36,9 +36,9 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
 
 def split(key: Tensor, num: int = 2) -> Tensor:
     """`num` independent keys from each key: uint64 [num, *key.shape]."""
-    if not isinstance(num, int) or num < 1:
+    if _int64("num", num) < 1:
         raise ValueError(f"num: expected a positive number of keys, got {num}")
-    return fold_in(key, torch.arange(num, device=key.device).view(-1, *[1] * (_checked(key).ndim - 1)))
+    return fold_in(key, torch.arange(num, device=_checked(key).device).view(-1, *[1] * (key.ndim - 1)))
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
@@ -46,6 +46,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """
+    block = _checked(key).view(torch.int64)
     if not isinstance(data, Tensor):
         step = torch.tensor([0, _int64("data", data)], device=key.device)
     elif data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
@@ -54,8 +55,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         data = data.to(key.device, torch.int64)
         step = torch.stack([torch.zeros_like(data), data], dim=-1)
     # modulo 2^64, as torch has it: the sum does not carry into the counter's upper half
-    block = _checked(key).view(torch.int64) + step
-    return torch.ops.sagd._block_keys(block.view(torch.uint64))
+    return torch.ops.sagd._block_keys((block + step).view(torch.uint64))
 
 
 def block_keys(key: Tensor) -> Tensor:
@@ -93,15 +93,24 @@ def philox(key: Tensor, counter: Tensor, origin: int = 0) -> Tensor:
 
 def _int64(name: str, value: int) -> int:
     """The int64 with the bits of an integer modulo 2^64."""
-    if not isinstance(value, int) and hasattr(value, "__index__"):
-        value = operator.index(value)  # of NumPy, or a tensor
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: expected an int, got bool")
+    if not isinstance(value, int):
+        try:
+            value = operator.index(value)  # of NumPy, or a tensor
+        except TypeError:
+            raise TypeError(f"{name}: expected an int, got {type(value).__name__}") from None
     # compiled functions may have symbolic ints, which are int64 themselves
     return value if is_compiling() and -(2**63) < value < 2**63 else (value + 2**63) % 2**64 - 2**63
 
 
+def check_is_tensor(key: Tensor) -> None:
+    if not isinstance(key, Tensor):
+        raise TypeError(f"key: expected a uint64 tensor [..., 2], got {type(key).__name__}")
+
+
 def _checked(key: Tensor) -> Tensor:
+    check_is_tensor(key)
     if key.dtype != torch.uint64 or key.ndim < 1 or key.shape[-1] != 2:
         raise ValueError(f"key: expected a uint64 tensor [..., 2], got {key.dtype} {list(key.shape)}")
     return key

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from conftest import random_weight
@@ -216,7 +217,7 @@ def test_a_missing_or_meaningless_argument_is_an_error_too(operator):
 # ---- keys and modules
 
 
-@pytest.mark.parametrize("number", [1.0, 0.3, True, "1", None], ids=repr)
+@pytest.mark.parametrize("number", [1.0, 0.3, True, "1", None, np.float64(1), np.arange(2)], ids=repr)
 def test_seeds_and_what_is_folded_in_must_be_ints(number):
     with pytest.raises(TypeError, match=f"seed: expected an int, got {type(number).__name__}"):
         sagd.key(number)
@@ -238,6 +239,21 @@ def test_a_key_that_was_forgotten_is_named(operator):
         operator(*arguments)
 
 
+@pytest.mark.parametrize("derive", [lambda: sagd.fold_in(None, 3), lambda: sagd.split(None)], ids=["fold_in", "split"])
+def test_a_key_that_was_forgotten_is_named_where_keys_are_derived(derive):
+    with pytest.raises(TypeError, match=r"key: expected a uint64 tensor \[..., 2\], got NoneType"):
+        derive()
+
+
+@pytest.mark.parametrize("offset", [2**63, 2**64], ids=["2^63", "2^64"])
+def test_a_plane_number_beyond_64_bits_is_an_error(offset):
+    planes, weight = torch.ones(2, 4, 4), torch.ones(4, 3)
+    with pytest.raises(RuntimeError, match=rf"plane_offset: expected less than 2\^63, got {offset}"):
+        sagd.shaped_noise(K, [2, 4, 4], weight, plane_offset=offset)
+    with pytest.raises(RuntimeError, match=rf"plane_offset: expected less than 2\^63, got {offset}"):
+        sagd.add_noise(planes, K, weight, 0.5, 0.5, plane_offset=offset)
+
+
 @pytest.mark.parametrize("wrong", [torch.ones(2), torch.ones(2).long(), K[0], K[:1], K.repeat(2)], ids=repr)
 def test_split_and_fold_in_take_keys_alone(wrong):
     expected = re.escape(f"key: expected a uint64 tensor [..., 2], got {wrong.dtype} {list(wrong.shape)}")
@@ -247,10 +263,12 @@ def test_split_and_fold_in_take_keys_alone(wrong):
         sagd.fold_in(wrong, 3)
 
 
-@pytest.mark.parametrize("num", [0, -1, 2.5])
+@pytest.mark.parametrize("num", [0, -1])
 def test_split_needs_a_positive_number(num):
     with pytest.raises(ValueError, match=f"num: expected a positive number of keys, got {num}"):
         sagd.split(K, num)
+    with pytest.raises(TypeError, match="num: expected an int, got float"):
+        sagd.split(K, num + 2.5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.int32, torch.complex64], ids=str)

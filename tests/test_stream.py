@@ -275,6 +275,7 @@ def test_integers_of_numpy_and_torch_are_integers(key):
     for three in (np.int64(3), np.uint8(3), torch.tensor(3), torch.tensor(3, dtype=torch.int32)):
         assert torch.equal(sagd.key(three), sagd.key(3))
         assert torch.equal(sagd.fold_in(key, three), sagd.fold_in(key, 3))
+        assert torch.equal(sagd.split(key, three), sagd.split(key, 3))
 
 
 @pytest.mark.parametrize(("seed", "offset", "data"), [(5, 0, 3), (LARGEST, LARGEST, 2**62), (9, 2**32 - 1, 1)])
@@ -348,6 +349,8 @@ def test_shaped_noise_module_holds_a_copy_of_a_tensor_and_trains_a_parameter():
     assert learned.weight.dtype == torch.float32 and (learned.weight.grad > 0).all()
     with pytest.raises(ValueError, match=r"weight: expected a nn\.Parameter, or a tensor without gradient"):
         sagd.ShapedNoise(torch.nn.Parameter(random_weight(8, 8)) * 2)
+    with pytest.raises(TypeError, match="weight: expected a tensor, got ndarray"):
+        sagd.ShapedNoise(np.ones((8, 5), np.float32))
 
 
 # ---- statistics

@@ -149,6 +149,16 @@ def test_the_default_backend_compiles_keys(compile_once):
         assert torch.equal(compiled(step), draw(step))
 
 
+def test_the_default_backend_compiles_numbers(compile_once):
+    def draw(num, plane_offset):
+        return sagd.shaped_noise(sagd.split(KEY, num), (num, 2, 8, 6), weight, plane_offset=plane_offset)
+
+    weight = random_weight(8, 6)
+    compiled = compile_once(draw, "inductor")
+    for numbers in ((3, 5), (4, 2**40), (5, 2**63 - 1)):
+        assert torch.equal(compiled(*numbers), draw(*numbers))
+
+
 def test_compiled_module_follows_the_seed(compile_once):
     module = sagd.ShapedNoise(random_weight(8, 6))
     compiled = compile_once(module)
@@ -420,6 +430,13 @@ def test_autocast_takes_a_weight_of_half_precision(operator, half):
     with torch.autocast("cpu", half):
         result = call(weight)
     assert result.dtype == torch.float32 and torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+def test_autocast_does_not_round_a_number_to_the_weight_of_half_precision(half):
+    x, weight = torch.randn(SIZE), random_weight(8, 6).to(half)
+    with torch.autocast("cpu", half):
+        assert torch.equal(sagd.spectral_filter(x, weight, 0.3), sagd.spectral_filter(x, weight, torch.tensor(0.3)))
 
 
 def test_autocast_trains_a_weight_that_a_network_makes():
