@@ -266,6 +266,14 @@ def test_vmap_of_keys_equals_a_loop(dim):
     assert_vmap_equals_loop(torch.ops.sagd._block_keys, (dim,), (keys,))
 
 
+def test_vmap_of_what_makes_keys_equals_a_loop():
+    keys, data = sagd.split(KEY, MAPPED), torch.arange(MAPPED)
+    assert_vmap_equals_loop(sagd.split, (0,), (keys,))
+    assert_vmap_equals_loop(sagd.fold_in, (0, None), (keys, data[2]))
+    assert_vmap_equals_loop(sagd.fold_in, (None, 0), (KEY, data))
+    assert_vmap_equals_loop(vmap(sagd.fold_in, (0, None)), (None, 0), (keys, data))
+
+
 @pytest.mark.parametrize("name", VMAPPED)
 @pytest.mark.parametrize("dim", [1, -1])
 def test_vmap_over_any_dimension(name, dim):
