@@ -81,6 +81,16 @@ def test_one_weight_per_timestep_on_a_table():
     torch.testing.assert_close(value, exact.log_prob(x).sum(1), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize(("images", "weight"), [(torch.float32, D), (D, torch.float32)], ids=str)
+def test_images_need_not_have_the_dtype_of_the_weight(images, weight):
+    process, model, _, law = build(weights.power_law(4, 4, -0.5, dtype=D), 4)
+    x = law.sample((3, 1), key=sagd.key(0))
+    expected = log_likelihood(process, model, x, times(10), sagd.key(1))
+    process, model, _, _ = build(weights.power_law(4, 4, -0.5, dtype=weight), 4)
+    value = log_likelihood(process, model, x.to(images), times(10), sagd.key(1))
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

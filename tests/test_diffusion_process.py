@@ -230,10 +230,11 @@ def test_planes_of_another_width_than_the_process_are_an_error():
 @pytest.mark.parametrize("returned", [lambda x: x[:, :1], lambda x: (x,)], ids=["another shape", "no tensor"])
 def test_a_model_must_return_a_tensor_of_its_input(returned):
     process, x0 = PROCESSES["one weight"](), torch.randn(2, 3, 6, 5)
-    with pytest.raises(
-        ValueError, match=r"model: expected to return a tensor of the shape of its input \[2, 3, 6, 5\]"
-    ):
+    expected = r"model: expected to return a tensor of the shape of its input \[2, 3, 6, 5\]"
+    with pytest.raises(ValueError, match=expected):
         process.loss(lambda x, t: returned(x), x0, torch.tensor([3, 7]), sagd.key(0))
+    with pytest.raises(ValueError, match=expected):
+        process.denoise(lambda x, t: returned(x), x0, 3)
 
 
 def test_plain_loss_is_the_mean_squared_error():
