@@ -330,7 +330,7 @@ def test_failed_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(checkpoint.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunError, match=f"--output: {path} cannot be written, and is as it was before: No space left"):
         checkpoint.write_checkpoint(path, {"x": torch.ones(2)}, {"step": 2})
     tensors, state = checkpoint.read_checkpoint(path)
     assert state == {"step": 1}
@@ -497,6 +497,27 @@ def test_a_damaged_image_is_one_line_whoever_reads_it(workers, tmp_path, capsys)
     message = capsys.readouterr().err
     assert f"error: --data: {tmp_path / 'cut.png'} is not a readable image: cannot identify" in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_damaged_image_in_the_middle_of_a_run_does_not_cost_its_steps(workers, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for index in range(5):
+        Image.effect_noise((20, 20), 40 + index).save(images / f"{index}.png")
+    options = ["--dataset", "folder", "--data", str(images), "--image-size", "10", "--workers", workers]
+    options = [*TINY, *options, "--batch", "1"]
+    assert main([*options, "--output", str(tmp_path / "whole")]) == 0
+
+    last = next(iter(data.BatchOrder(length=5, seed=0, batch=5, start=0, stop=1)))[-1]  # of the first epoch
+    image = images / f"{last}.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:100])
+    assert main([*options, "--output", str(tmp_path / "run")]) == 2
+    assert f"step 4 is saved: put another image in its place and --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    image.write_bytes(content)
+    assert main(["--resume", str(tmp_path / "run"), "--samples", "4", "--sample-steps", "4"]) == 0
+    assert_same_checkpoint(tmp_path / "whole", tmp_path / "run")
 
 
 @pytest.mark.parametrize("name", ["deep.png", "deep.tif", "deep.jp2", "big-endian.tif", "deep.pgm", "ten-bit.pgm"])

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import RunError
+from .config import ImageError, RunError
 from .noise import Purpose, run_generator
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -74,21 +74,21 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
     )
     for images in loader:
-        if isinstance(images, RunError):
+        if isinstance(images, ImageError):
             raise images
         yield images
 
 
 class _Reading(Dataset):
-    """Hands over a RunError as an item: raised in another process it would come with that process's traceback."""
+    """Hands over an ImageError as an item: raised in another process it would come with that process's traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitems__(self, indices: list[int]) -> Tensor | RunError:
+    def __getitems__(self, indices: list[int]) -> Tensor | ImageError:
         try:
             return self.dataset.__getitems__(indices)
-        except RunError as error:
+        except ImageError as error:
             return error
 
 
@@ -168,7 +168,7 @@ class ImageFiles(Dataset):
                 image = _in_bytes(ImageOps.exif_transpose(image), image.format).convert(self.mode)
                 pixels = np.array(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RunError(f"--data: {self.describe(index)} is not a readable image: {error}") from error
+            raise ImageError(f"--data: {self.describe(index)} is not a readable image: {error}") from error
         return torch.from_numpy(pixels.reshape(*size, -1)).permute(2, 0, 1)
 
 
