@@ -482,6 +482,22 @@ def test_image_folder(tmp_path):
     assert data.open_dataset("folder", str(tmp_path), 8, 1).__getitems__([1]).shape == (1, 1, 8, 8)
 
 
+def test_image_folder_takes_what_can_be_an_image(tmp_path):
+    """Not hidden files, not formats that PIL writes only, not folders; but what links lead to, once."""
+    elsewhere, folder = tmp_path / "elsewhere", tmp_path / "folder"
+    for path in (elsewhere, folder / "class.png", folder / ".thumbnails"):
+        path.mkdir(parents=True)
+    images = [folder / "a.png", folder / "class.png" / "b.webp", elsewhere / "c.jpg"]
+    for path in images:
+        Image.new("RGB", (8, 8)).save(path)
+    for path in (folder / "._a.png", folder / "report.pdf", folder / ".thumbnails" / "a.png"):
+        path.write_bytes(b"no image")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "again").symlink_to(folder)
+    paths = data.open_dataset("folder", str(folder)).paths
+    assert paths == [str(folder / name) for name in ("a.png", "class.png/b.webp", "linked/c.jpg")]
+
+
 def test_training_from_an_image_folder_with_readers(tmp_path):
     for index in range(5):
         Image.effect_noise((20, 20), 40 + index).save(tmp_path / f"{index}.png")

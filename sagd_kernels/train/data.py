@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
@@ -183,14 +184,16 @@ def _in_bytes(image: Image.Image, file_format: str | None) -> Image.Image:
 
 
 class FolderImages(ImageFiles):
-    """Every image below a folder, in the order of the paths."""
+    """Every image below a folder, in the order of the paths: what has a suffix of a format that PIL reads.
+
+    Links to folders are followed; what is hidden is left out (thumbnails, and macOS's `._` files, which are no images).
+    """
 
     def __init__(self, folder: str, image_size: int, channels: int):
         super().__init__(image_size, channels)
         if not Path(folder).is_dir():
             raise RunError(f"--data: {folder} is not a folder")
-        suffixes = Image.registered_extensions().keys()
-        self.paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+        self.paths = sorted(_image_paths(folder))
         if not self.paths:
             raise RunError(f"--data: no image in {folder} or below it")
 
@@ -202,6 +205,19 @@ class FolderImages(ImageFiles):
 
     def describe(self, index: int) -> str:
         return self.paths[index]
+
+
+def _image_paths(folder: str) -> Iterator[str]:
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if os.path.realpath(parent) in seen:  # links may lead in circles
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
+        shown = (Path(parent, name) for name in files if not name.startswith("."))
+        yield from (str(path) for path in shown if path.suffix.lower() in suffixes)
 
 
 class HuggingFaceImages(ImageFiles):
