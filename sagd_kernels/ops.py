@@ -27,8 +27,6 @@ from .spectral import whitening
 torch.ops.load_library(library_path())
 _ops = torch.ops.sagd
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 # ---- the operators -------------------------------------------------------------------------------------------------
 
@@ -173,7 +171,7 @@ def _check_size(name: str, size: Sequence[int]) -> None:
 
 
 def _check_floating(name: str, dtype: torch.dtype) -> None:
-    _check(dtype in _FLOATING, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
+    _check(dtype in backends.DTYPES, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
 
 
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
