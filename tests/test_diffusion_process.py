@@ -1,5 +1,6 @@
 """The process is one joint Gaussian: its marginals, posterior, predictions and losses follow from that, per bin."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -225,6 +226,14 @@ def test_planes_of_another_width_than_the_process_are_an_error():
         ValueError, match=r"planes: expected \[..., H, 5\], the width of the process, got \[2, 3, 6, 4\]"
     ):
         process.add_noise(torch.randn(2, 3, 6, 4), torch.tensor([3, 7]), sagd.key(0))
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 3)], ids=str)
+def test_times_are_one_for_each_sample(shape):
+    process, x0 = PROCESSES["one weight"](), torch.randn(2, 3, 6, 5)
+    expected = rf"t: expected a number or \[2\], one for each sample, got {re.escape(str(list(shape)))}"
+    with pytest.raises(ValueError, match=expected):
+        process.add_noise(x0, torch.ones(shape, dtype=torch.int64), sagd.key(0))
 
 
 @pytest.mark.parametrize("returned", [lambda x: x[:, :1], lambda x: (x,)], ids=["another shape", "no tensor"])

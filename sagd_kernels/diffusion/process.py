@@ -231,7 +231,10 @@ class DiffusionProcess:
         if x.shape[-1] != self.width:
             raise ValueError(f"planes: expected [..., H, {self.width}], the width of the process, got {list(x.shape)}")
         integer = isinstance(self.schedule.clean, int)  # a float of torch's default dtype would be rounded
-        return torch.as_tensor(t, dtype=None if integer else torch.float64, device=x.device)
+        t = torch.as_tensor(t, dtype=None if integer else torch.float64, device=x.device)
+        if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
+            raise ValueError(f"t: expected a number or [{len(x)}], one for each sample, got {list(t.shape)}")
+        return t
 
     def _weight(self, t: Time, x: Tensor) -> Tensor:
         """The weight of eps at time t, its leading dimensions those of `x`."""
