@@ -17,10 +17,11 @@ from tiny_runs import TINY, assert_same_checkpoint, write_idx
 
 from sagd_kernels import weights
 from sagd_kernels.diffusion import DDPMSchedule, DiffusionProcess
-from sagd_kernels.train import checkpoint, loop
+from sagd_kernels.train import checkpoint, loop, report
 from sagd_kernels.train.__main__ import choose_config, main
 from sagd_kernels.train.config import PRESETS, Config, Execution, RunError
 from sagd_kernels.train.model import Denoiser
+from sagd_kernels.train.noise import build_process
 
 FILES = ["checkpoint.safetensors", "metrics.json", "noise.png", "samples.png", "spectrum.png"]
 
@@ -86,6 +87,30 @@ def test_checkpoint_holds_everything(finished):
         assert tensors[f"optimizer.{index}.step"] == 20
         assert tensors[f"optimizer.{index}.exp_avg_sq"].max() > 0
     assert len(tensors["losses"]) == state["step"] == state["config"]["steps"] == 20
+
+
+def test_the_report_measures_images_in_parts(tmp_path, monkeypatch):
+    """All at once, 2,048 of 512 x 512 would take tens of GB, after the last step."""
+
+    class Recording(Flat):
+        asked = ()
+
+        def __getitems__(self, indices):
+            self.asked += (len(indices),)
+            noise = torch.randint(256, (16, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+            return noise[indices]
+
+    images, process, metrics = Recording(), build_process("power:-0.5", 8, 8), []
+    state = loop.train(Config(dataset="flat", model="tiny", batch=2, steps=1), tmp_path, dataset=images)
+    samples = torch.rand(4, 1, 8, 8)
+    for limit in (report.VALUES_AT_ONCE, 3 * 64):
+        monkeypatch.setattr(report, "VALUES_AT_ONCE", limit)
+        images.asked = ()
+        report.write_report(tmp_path, state, images, process, samples, {"sampler": "ddim", "steps": 1})
+        metrics.append(json.loads((tmp_path / "metrics.json").read_text())["spectrum"])
+    assert max(images.asked) == 3 and sum(images.asked) == 16 + 1 + 2  # the spectrum, the picture, the timing
+    for name, values in metrics[0].items():
+        assert metrics[1][name] == pytest.approx(values, rel=1e-4)
 
 
 # Resuming
