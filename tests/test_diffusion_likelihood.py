@@ -91,6 +91,15 @@ def test_images_need_not_have_the_dtype_of_the_weight(images, weight):
     torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_differentiates_where_gradients_are_off(mode):
+    process, model, _, law = build(weights.power_law(4, 4, -0.5, dtype=D), 4)
+    expected = log_likelihood(process, model, law.sample((2, 1), key=sagd.key(0)), times(5), sagd.key(1))
+    with mode():
+        value = log_likelihood(process, model, law.sample((2, 1), key=sagd.key(0)), times(5), sagd.key(1))
+    assert torch.equal(value, expected) and not value.requires_grad
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -12,6 +12,7 @@ from .process import DiffusionProcess, weight_dtype
 from .samplers import check_times
 
 
+@torch.inference_mode(False)
 def log_likelihood(
     process: DiffusionProcess, model, x: Tensor, times, key: Tensor | None = None, *, probes: int | None = 1
 ) -> Tensor:
@@ -28,14 +29,15 @@ def log_likelihood(
             divergence at a given state. Probes are signs of white noise of the key. None takes the exact trace, one
             derivative for each pixel and channel: for small planes.
 
-    The model is differentiated in x. The result carries no gradients.
+    The model is differentiated in x, also within `torch.no_grad` and `torch.inference_mode`. The result carries no
+    gradients.
     """
     times = check_times(process.schedule, times, descending=False)
     if times[0] <= process.schedule.clean:
         raise ValueError(f"times: expected none at {process.schedule.clean}, the time of x_0, got {times[0]}")
     if probes is not None and (probes < 1 or key is None):
         raise ValueError(f"probes: expected a positive number and a key, or None, got {probes} and key {key}")
-    x = process.project(x.detach())
+    x = process.project(x.detach().clone())  # autograd does not keep tensors of inference mode
     log_determinant = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for t, s in pairwise(times):
         change, trace = _increment(process, model, x, t, t, s, key, probes)
