@@ -13,6 +13,7 @@ from .samplers import check_times
 
 
 @torch.inference_mode(False)
+@torch.no_grad()
 def log_likelihood(
     process: DiffusionProcess, model, x: Tensor, times, key: Tensor | None = None, *, probes: int | None = 1
 ) -> Tensor:

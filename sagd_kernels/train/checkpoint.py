@@ -29,7 +29,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict) -> Non
     """Write `tensors` and the JSON-able `state` to `path`, atomically.
 
     The bytes reach the disk under another name in the same folder, which then replaces `path`: a crash at any moment
-    leaves either the old checkpoint or the new one. RunError if it cannot be written: the disk is full.
+    leaves either the old checkpoint or the new one. RunError where that fails, as on a full disk.
     """
     content = save(tensors, {"format": _FORMAT, "state": json.dumps(state)})
     temporary = path.with_name(f".{path.name}.partial")

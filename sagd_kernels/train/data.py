@@ -211,11 +211,12 @@ def _image_paths(folder: str) -> Iterator[str]:
     suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if os.path.realpath(parent) in seen:  # links may lead in circles
+        place = os.path.realpath(parent)
+        if place in seen:  # links may lead in circles
             folders.clear()
             continue
-        seen.add(os.path.realpath(parent))
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         shown = (Path(parent, name) for name in files if not name.startswith("."))
         yield from (str(path) for path in shown if path.suffix.lower() in suffixes)
 
