@@ -91,6 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
             return compare(*args.compare)
         options, threads = run_options(args)
         old = read_csv(args.compare[0]) if args.compare else []
+        if args.output:
+            args.output.mkdir(parents=True, exist_ok=True)  # fails before minutes of measuring
     except (OSError, ValueError, re.error) as error:
         p.error(str(error))
     return run(options, threads, args.output, old)
@@ -111,6 +113,8 @@ def run_options(args: argparse.Namespace) -> tuple["Options", list[int]]:
     threads = sorted(set(args.threads or default), reverse=True)
     if threads[0] > cores or threads[-1] < 1:
         raise ValueError(f"argument --threads: expected 1 to {cores}, the physical cores here, got {args.threads}")
+    if not 0 < args.seconds < float("inf"):
+        raise ValueError(f"argument --seconds: expected more than 0, got {args.seconds}")
     names = args.contenders or [name for name in CONTENDERS if not (args.quick and name == "torch.compile")]
     unknown = [name for name in names if name not in CONTENDERS]
     if unknown:

@@ -37,16 +37,18 @@ def shaped_noise(
 
 
 def add_noise(
-    input: DTensor, key: Tensor, weight: Tensor, signal_scale: Tensor, noise_scale: Tensor
+    input: DTensor, key: Tensor, weight: Tensor, signal_scale: Tensor | float, noise_scale: Tensor | float
 ) -> tuple[DTensor, DTensor]:
     """`sagd_kernels.add_noise` of a DTensor [N, ..., H, W], sharded in its first dimension or replicated.
 
-    `key` [2], `weight` [H, W//2+1] and the scales, of N or 1 samples, are plain tensors, the same in every process.
-    Differentiable in `input`.
+    `key` [2], `weight` [H, W//2+1] and the scales, numbers or of N or 1 samples, are plain tensors, the same in every
+    process. Differentiable in `input`.
     """
+    if not isinstance(input, DTensor):
+        raise TypeError(f"input: expected a DTensor, got {type(input).__name__}")
     mesh, placements = input.device_mesh, input.placements
     samples = _local_samples(input.shape, mesh, placements)
-    scales = [scale[samples] if scale.ndim and len(scale) > 1 else scale for scale in (signal_scale, noise_scale)]
+    scales = [_of_samples(scale, samples) for scale in (signal_scale, noise_scale)]
     offset = _first_plane(samples, input.shape)
     parts = ops.add_noise(input.to_local(), key, weight, *scales, plane_offset=offset)
     noisy, noise = (_assemble(part, input.shape, mesh, placements) for part in parts)
@@ -59,6 +61,10 @@ def _local_samples(size: Sequence[int], mesh: DeviceMesh, placements: Sequence[P
         raise ValueError(f"placements: expected Shard(0) or Replicate() of [N, ..., H, W], got {tuple(placements)}")
     numbers = torch.arange(size[0], device=mesh.device_type)
     return distribute_tensor(numbers, mesh, placements, src_data_rank=None).to_local()
+
+
+def _of_samples(scale: Tensor | float, samples: Tensor) -> Tensor | float:
+    return scale[samples] if isinstance(scale, Tensor) and scale.ndim and len(scale) > 1 else scale
 
 
 def _first_plane(samples: Tensor, size: Sequence[int]) -> int:

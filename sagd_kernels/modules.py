@@ -15,7 +15,8 @@ class ShapedNoise(nn.Module):
             itself as a parameter, which the noise's gradient reaches: it moves with `.to(device)` and is saved in the
             state dict. It keeps its precision when the model is cast to a half type, as the operators compute with
             float32 weights.
-        generator: where keys are drawn from; the default generator of the device of `x` unless given.
+        generator: where keys are drawn from; the default generator of the device of `x` unless given. `torch.compile`
+            breaks its graph at one that is given, as it does for torch's own draws.
     """
 
     weight: Tensor

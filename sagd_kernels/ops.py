@@ -27,8 +27,6 @@ from .spectral import whitening
 torch.ops.load_library(library_path())
 _ops = torch.ops.sagd
 
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
 
 # ---- the operators -------------------------------------------------------------------------------------------------
 
@@ -49,6 +47,8 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | float | None 
     Raises:
         RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
     """
+    if input is None or weight is None:
+        raise _forgotten(input=input, weight=weight)
     return _spectral_filter(input, weight, _scale(scale, weight))
 
 
@@ -77,6 +77,8 @@ def shaped_noise(
     Returns:
         A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
     """
+    if weight is None:
+        raise _forgotten(weight=weight)
     _check_stream(key, plane_offset)
     return _shaped_noise(key, size, weight, _scale(scale, weight), plane_offset=plane_offset, dtype=dtype)
 
@@ -96,6 +98,8 @@ def add_noise(
     of epsilon prediction. Arguments as in `spectral_filter` and `shaped_noise`; both scales broadcast from the left.
     Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
     """
+    if input is None or weight is None or signal_scale is None or noise_scale is None:
+        raise _forgotten(input=input, weight=weight, signal_scale=signal_scale, noise_scale=noise_scale)
     _check_stream(key, plane_offset)
     signal_scale, noise_scale = _scale(signal_scale, weight), _scale(noise_scale, weight)
     return _add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
@@ -115,6 +119,8 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         A scalar: float32, or float64 for float64 input. Differentiable in every argument, twice. float16 overflows
         in the gradient where T_u (input - target), u = 1/w^2, exceeds 65504: take float32 or bfloat16 for small w.
     """
+    if input is None or target is None or weight is None:
+        raise _forgotten(input=input, target=target, weight=weight)
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         return _ops.whitened_mse(input, target, weight)  # which says what it expected
     if input.dtype != target.dtype:
@@ -124,6 +130,12 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         input, target = input.to(dtype), target.to(dtype)
     with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
     return _whitened_mse(input, target, weight, with_residual)
+
+
+def _forgotten(**arguments) -> TypeError:
+    """The error for the None among the arguments, which the dispatcher takes for a tensor that is not defined."""
+    name = next(name for name, value in arguments.items() if value is None)
+    return TypeError(f"{name}: expected a tensor, got NoneType")
 
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
@@ -159,7 +171,7 @@ def _check_size(name: str, size: Sequence[int]) -> None:
 
 
 def _check_floating(name: str, dtype: torch.dtype) -> None:
-    _check(dtype in _FLOATING, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
+    _check(dtype in backends.DTYPES, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
 
 
 def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:

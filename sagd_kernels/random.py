@@ -9,6 +9,7 @@ import operator
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active as transforms_active
 from torch.compiler import is_compiling
 
 _MASK = 0xFFFFFFFF
@@ -18,7 +19,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
     """The key of an integer seed (taken modulo 2^64), offset 0: uint64 [2] on `device`."""
-    return torch.tensor([_int64("seed", seed), 0], device=device).view(torch.uint64)
+    return _bits(torch.tensor([_int64("seed", seed), 0], device=device), torch.uint64)
 
 
 def next_key(generator: torch.Generator | None = None, device: torch.device | str | None = None) -> Tensor:
@@ -31,7 +32,7 @@ def next_key(generator: torch.Generator | None = None, device: torch.device | st
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), device=device)
     else:
         drawn = torch.randint(-(2**63), 2**63 - 1, (2,), generator=generator, device=generator.device).to(device)
-    return drawn.view(torch.uint64)
+    return _bits(drawn, torch.uint64)
 
 
 def split(key: Tensor, num: int = 2) -> Tensor:
@@ -46,7 +47,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
     `data` may also be an int64 tensor that broadcasts against the key's batch dimensions: one derived key for each.
     """
-    block = _checked(key).view(torch.int64)
+    block = _bits(_checked(key), torch.int64)
     if not isinstance(data, Tensor):
         step = torch.tensor([0, _int64("data", data)], device=key.device)
     elif data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
@@ -55,7 +56,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
         data = data.to(key.device, torch.int64)
         step = torch.stack([torch.zeros_like(data), data], dim=-1)
     # modulo 2^64, as torch has it: the sum does not carry into the counter's upper half
-    return torch.ops.sagd._block_keys((block + step).view(torch.uint64))
+    return torch.ops.sagd._block_keys(_bits(block + step, torch.uint64))
 
 
 def block_keys(key: Tensor) -> Tensor:
@@ -89,6 +90,11 @@ def philox(key: Tensor, counter: Tensor, origin: int = 0) -> Tensor:
         c0, c1, c2, c3 = (second >> 32 ^ c1 ^ k0) & _MASK, second, (first >> 32 ^ c3 ^ k1) & _MASK, first
         k0, k1 = k0 + _WEYL[0] & _MASK, k1 + _WEYL[1] & _MASK
     return torch.stack(torch.broadcast_tensors(c0, c1 & _MASK, c2, c3 & _MASK), dim=-1)
+
+
+def _bits(words: Tensor, dtype: torch.dtype) -> Tensor:
+    """64-bit words as integers with or without a sign: a view or, for vmap, which torch 2.10 lacks it in, a copy."""
+    return words.to(dtype) if is_compiling() or transforms_active() else words.view(dtype)
 
 
 def _int64(name: str, value: int) -> int:

@@ -72,18 +72,18 @@ def white_spectrum(key: Tensor, size, plane_offset: int = 0) -> Tensor:
         raise ValueError(f"key: leading dimensions {tuple(lead)} must be those of size {tuple(size)}")
     rows, columns = height // 2 + 1, width // 2 + 1
     planes_per_key = int(torch.Size(size[len(lead) : -2]).numel())
-    counter = torch.arange(planes_per_key * rows * columns).view(planes_per_key, rows, columns)
+    counter = torch.arange(planes_per_key * rows * columns, device=key.device).view(planes_per_key, rows, columns)
     origin = plane_offset * rows * columns  # may be beyond 64 bits
-    g0, g1, g2, g3 = normals(philox(key.reshape(-1, 1, 1, 1, 2).cpu(), counter, origin))
+    g0, g1, g2, g3 = normals(philox(key.reshape(-1, 1, 1, 1, 2), counter, origin))
 
-    k, l = torch.arange(rows).view(-1, 1), torch.arange(columns)
+    k, l = torch.arange(rows, device=key.device).view(-1, 1), torch.arange(columns, device=key.device)
     k_is_own_negative, l_is_own_negative = (2 * k) % height == 0, (2 * l) % width == 0
     generic = (height * width / 2) ** 0.5
     first, second = generic * torch.complex(g0, g1), generic * torch.complex(g2, g3)
     real = k_is_own_negative & l_is_own_negative
     first = torch.where(real, torch.complex((height * width) ** 0.5 * g0, torch.zeros_like(g0)), first)
 
-    spectrum = torch.zeros(first.shape[0], planes_per_key, height, width, dtype=torch.complex128)
+    spectrum = first.new_zeros(first.shape[0], planes_per_key, height, width)
     k, l = torch.broadcast_tensors(k, l)
     paired = ~(k_is_own_negative | l_is_own_negative)
     spectrum[..., -k % height, -l % width] = first.conj()

@@ -26,7 +26,7 @@ are checked by value, which waits for the device: build a weight once, outside c
 import math
 from collections.abc import Iterable
 from functools import reduce
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -43,7 +43,7 @@ def radial_frequency(
 ) -> Tensor:
     """r = sqrt((k/H)^2 + (l/W)^2) of every bin, in cycles per pixel: [H, W//2+1], from 0 to at most 0.7071."""
     for name, size in (("height", height), ("width", width)):
-        if isinstance(size, bool) or not isinstance(size, int):
+        if isinstance(size, bool) or not isinstance(size, Integral):
             raise TypeError(f"{name}: expected an int, got {type(size).__name__}")
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
@@ -265,7 +265,10 @@ def _band(name, height, width, edges, unit, device, *, closed=False) -> Tensor:
     """Bool [H, W//2+1]: the bins of one band, which must not be empty."""
     if unit not in _UNITS:
         raise ValueError(f"unit: expected one of {', '.join(map(repr, _UNITS))}, got {unit!r}")
-    low, high = edges
+    try:
+        low, high = edges
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected a pair (low, high), got {edges}") from None
     if not all(isinstance(edge, Real) and math.isfinite(edge) for edge in (low, high)) or not 0 <= low < high:
         raise ValueError(f"{name}: expected numbers 0 <= low < high, got {low} and {high}")
     r = radial_frequency(height, width, dtype=torch.float64, device=device) / _UNITS[unit]
@@ -318,6 +321,7 @@ def _finish(weight: Tensor, width: int, normalized: bool, dtype: torch.dtype) ->
     if not weight.sum((-2, -1)).all():
         raise ValueError("weight: expected a positive value at one frequency at least, got zero everywhere")
     if normalized:
+        weight = weight / weight.detach().amax((-2, -1), keepdim=True)  # so that no square overflows
         weight = weight * mean_square(weight, width).rsqrt()[..., None, None]
     return check_nonnegative("weight", weight.to(dtype))
 

@@ -21,6 +21,7 @@ SIZES = [
 LARGE_SIZES = [(384, 384), (512, 512), (1024, 1024), (479, 263)]
 REFERENCE_ERROR = 1e-15
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+each_operator = pytest.mark.parametrize("operator", ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"])
 
 
 # The tensors are small: on a busy machine, waiting for a second thread takes longer than the work.
@@ -102,6 +103,25 @@ def key() -> Tensor:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def compile_once():
+    """torch.compile(fullgraph=True, dynamic=True) of a function, which may be compiled in its first call alone."""
+    torch._dynamo.reset()
+
+    def compile(function, backend="aot_eager"):
+        compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
+
+        def call(*args):
+            result = compiled(*args)
+            torch.compiler.set_stance("fail_on_recompile")
+            return result
+
+        return call
+
+    yield compile
+    torch.compiler.set_stance("default")
 
 
 @pytest.fixture

@@ -104,6 +104,20 @@ def test_measuring_waits_until_no_graph_is_captured(called, monkeypatch):
     assert called == ["cuda"] and not backends._fastest
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (((8,),), r"size: expected \[..., H, W\] with planes of at least 1 x 1, got \[8\]"),
+        (((2, 0, 8),), r"size: .* got \[2, 0, 8\]"),
+        (((8, 8), torch.int32), "dtype: expected float32, float64, bfloat16 or float16, got torch.int32"),
+        (((8, 8), torch.float32, "cpu", "filter"), "operator: expected one of spectral_filter, .* got 'filter'"),
+    ],
+)
+def test_explain_names_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sagd.explain(*arguments)
+
+
 def test_explain_names_the_backend_and_why_no_other(monkeypatch):
     cuda = backends._backend("cuda")
     monkeypatch.setattr(cuda, "build_info", lambda: {"cuda": False})

@@ -460,6 +460,8 @@ def test_the_command_runs_writes_draws_and_compares(tmp_path, capsys):
             marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
         ),
         (["--threads", "0"], "--threads: expected 1 to"),
+        (["--seconds", "-1"], "--seconds: expected more than 0, got -1.0"),
+        (["--quick", "--output", "/proc/nothing"], "No such file or directory: '/proc/nothing'"),
         (["--filter", "("], "missing )"),
         (["--filter", "no such case"], "--filter: expected to match"),
         (["--compare", "a", "b", "c"], "expected OLD or OLD NEW"),

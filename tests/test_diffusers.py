@@ -294,7 +294,7 @@ def derive(name):
     return type(f"Shaped{name}", (shaped.ShapedScheduler, getattr(diffusers, name)), {})
 
 
-@pytest.mark.parametrize("name", own_schedulers())
+@pytest.mark.parametrize("name", list(own_schedulers()))
 def test_any_scheduler_is_shaped_by_inheritance(name, tmp_path):
     """On a linear network x = T_w y again, with y the run of diffusers' own scheduler from the same white draws."""
     plain, build_shaped = getattr(diffusers, name), derive(name)

@@ -81,6 +81,32 @@ def test_one_weight_per_timestep_on_a_table():
     torch.testing.assert_close(value, exact.log_prob(x).sum(1), rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize(("images", "weight"), [(torch.float32, D), (D, torch.float32)], ids=str)
+def test_images_need_not_have_the_dtype_of_the_weight(images, weight):
+    process, model, _, law = build(weights.power_law(4, 4, -0.5, dtype=D), 4)
+    x = law.sample((3, 1), key=sagd.key(0))
+    expected = log_likelihood(process, model, x, times(10), sagd.key(1))
+    process, model, _, _ = build(weights.power_law(4, 4, -0.5, dtype=weight), 4)
+    value = log_likelihood(process, model, x.to(images), times(10), sagd.key(1))
+    torch.testing.assert_close(value, expected, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_differentiates_where_gradients_are_off(mode):
+    process, model, _, law = build(weights.power_law(4, 4, -0.5, dtype=D), 4)
+    expected = log_likelihood(process, model, law.sample((2, 1), key=sagd.key(0)), times(5), sagd.key(1))
+    with mode():
+        value = log_likelihood(process, model, law.sample((2, 1), key=sagd.key(0)), times(5), sagd.key(1))
+    assert torch.equal(value, expected)
+
+
+def test_the_result_carries_no_gradients():
+    weight = weights.power_law(4, 4, -0.5).requires_grad_()
+    process = DiffusionProcess(FlowSchedule(), weight, 4, prediction="flow")
+    value = log_likelihood(process, lambda x, t: 0.1 * x, torch.randn(2, 1, 4, 4), times(2), sagd.key(0))
+    assert not value.requires_grad
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,6 @@
 """The process is one joint Gaussian: its marginals, posterior, predictions and losses follow from that, per bin."""
 
+import re
 from itertools import pairwise
 
 import pytest
@@ -227,13 +228,22 @@ def test_planes_of_another_width_than_the_process_are_an_error():
         process.add_noise(torch.randn(2, 3, 6, 4), torch.tensor([3, 7]), sagd.key(0))
 
 
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (2, 3)], ids=str)
+def test_times_are_one_for_each_sample(shape):
+    process, x0 = PROCESSES["one weight"](), torch.randn(2, 3, 6, 5)
+    expected = rf"t: expected a number or \[2\], one for each sample, got {re.escape(str(list(shape)))}"
+    with pytest.raises(ValueError, match=expected):
+        process.add_noise(x0, torch.ones(shape, dtype=torch.int64), sagd.key(0))
+
+
 @pytest.mark.parametrize("returned", [lambda x: x[:, :1], lambda x: (x,)], ids=["another shape", "no tensor"])
 def test_a_model_must_return_a_tensor_of_its_input(returned):
     process, x0 = PROCESSES["one weight"](), torch.randn(2, 3, 6, 5)
-    with pytest.raises(
-        ValueError, match=r"model: expected to return a tensor of the shape of its input \[2, 3, 6, 5\]"
-    ):
+    expected = r"model: expected to return a tensor of the shape of its input \[2, 3, 6, 5\]"
+    with pytest.raises(ValueError, match=expected):
         process.loss(lambda x, t: returned(x), x0, torch.tensor([3, 7]), sagd.key(0))
+    with pytest.raises(ValueError, match=expected):
+        process.denoise(lambda x, t: returned(x), x0, 3)
 
 
 def test_plain_loss_is_the_mean_squared_error():

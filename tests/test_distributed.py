@@ -42,13 +42,15 @@ def check_noise(mesh):
         input, levels = seeded(*size), scale[: size[0]]
         with CommDebugMode() as communication:
             noise = distributed.shaped_noise(key, size, WEIGHT, device_mesh=mesh, placements=[Shard(0)])
-            both = distributed.add_noise(shard(input, mesh), key, WEIGHT, levels, torch.tensor(2.0))
+            both = distributed.add_noise(shard(input, mesh), key, WEIGHT, levels, 2.0)
         assert communication.get_total_counts() == 0
         assert torch.equal(noise.full_tensor(), sagd.shaped_noise(key, size, WEIGHT))
-        expected = sagd.add_noise(input, key, WEIGHT, levels, torch.tensor(2.0))
+        expected = sagd.add_noise(input, key, WEIGHT, levels, 2.0)
         assert all(torch.equal(part.full_tensor(), whole) for part, whole in zip(both, expected, strict=True))
     with pytest.raises(ValueError, match=r"placements: expected Shard\(0\) or Replicate\(\)"):
         distributed.shaped_noise(key, SIZE, WEIGHT, device_mesh=mesh, placements=[Shard(1)])
+    with pytest.raises(TypeError, match="input: expected a DTensor, got Tensor"):
+        distributed.add_noise(seeded(*SIZE), key, WEIGHT, 0.5, 0.5)
     with pytest.raises(NotImplementedError, match=r"sagd\.add_noise"):  # the same planes in every shard would be wrong
         replicated = [shard(tensor, mesh, Replicate()) for tensor in (key, WEIGHT, scale[0], scale[0])]
         sagd.add_noise(shard(seeded(*SIZE), mesh), *replicated)

@@ -239,6 +239,28 @@ def test_a_key_that_was_forgotten_is_named(operator):
         operator(*arguments)
 
 
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (spectral_filter(input=None), "input"),
+        (spectral_filter(weight=None), "weight"),
+        (shaped_noise(weight=None), "weight"),
+        (add_noise(input=None), "input"),
+        (add_noise(weight=None), "weight"),
+        (add_noise(signal_scale=None), "signal_scale"),
+        (add_noise(noise_scale=None, signal_scale=0.5), "noise_scale"),
+        (whitened_mse(input=None), "input"),
+        (whitened_mse(target=None), "target"),
+        (whitened_mse(weight=None), "weight"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0].__name__,
+)
+def test_a_tensor_that_was_forgotten_is_named(call, name):
+    operator, args, options = call
+    with pytest.raises(TypeError, match=f"^{name}: expected a tensor, got NoneType"):
+        operator(*args, **options)
+
+
 @pytest.mark.parametrize("derive", [lambda: sagd.fold_in(None, 3), lambda: sagd.split(None)], ids=["fold_in", "split"])
 def test_a_key_that_was_forgotten_is_named_where_keys_are_derived(derive):
     with pytest.raises(TypeError, match=r"key: expected a uint64 tensor \[..., 2\], got NoneType"):

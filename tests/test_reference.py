@@ -146,6 +146,12 @@ def test_every_key_has_its_own_planes(size, key):
         reference.white_spectrum(keys, (2, 1, 4, 5))
 
 
+def test_noise_is_on_the_device_of_the_key_and_not_on_the_default_one(key):
+    expected = reference.shaped_noise(key, (2, 5, 4), torch.ones(5, 3))
+    with torch.device("meta"):
+        assert torch.equal(reference.shaped_noise(key, (2, 5, 4), torch.ones(5, 3, device="cpu")), expected)
+
+
 def test_normals_follow_box_and_muller():
     words = torch.tensor([[0, 0, 0xFFFFFFFF, 1 << 30], [1 << 31, 1 << 31, 123456789, 987654321]])
     expected = []

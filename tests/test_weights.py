@@ -3,6 +3,7 @@
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
@@ -315,6 +316,18 @@ def test_normalize_calibrates_each_plane_of_a_batch():
     torch.testing.assert_close(normal[2, 1], weights.normalize(weight[2, 1], 7))
 
 
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_normalize_takes_values_whose_squares_do_not_fit(factor):
+    weight = torch.rand(8, 5, dtype=torch.float64)
+    torch.testing.assert_close(weights.normalize(factor * weight, 8), weights.normalize(weight, 8))
+
+
+def test_sizes_may_be_integers_of_numpy():
+    height, width = np.array([8, 6])
+    assert torch.equal(weights.power_law(height, width, -0.5, dc="keep"), weights.power_law(8, 6, -0.5, dc="keep"))
+    assert torch.equal(weights.band_pass(height, width, 0.2, 0.4), weights.band_pass(8, 6, 0.2, 0.4))
+
+
 @pytest.mark.parametrize("exponent", [-2, -1, -0.5, 0, 0.5, 1, 2])
 def test_power_is_the_pseudo_inverse_family(exponent):
     weight = weights.combine(weights.power_law(9, 10, -1), weights.omit_band(9, 10, 0.2, 0.4), width=10)
@@ -453,6 +466,8 @@ def test_the_device_is_the_one_asked_for_or_the_parameters_or_the_default():
         (lambda: weights.two_band(8, 8, (0, 0.3), (0.2, 1)), ValueError, "do not overlap, got .*0.3.* and .*0.2"),
         (lambda: weights.two_band(8, 8, (0, 0.3), (0.8, 1)), ValueError, "high_band: no frequency"),
         (lambda: weights.two_band(8, 8, (0.4, 0.3), (0.8, 1)), ValueError, "low_band: expected"),
+        (lambda: weights.two_band(8, 8, 0.3, (0.8, 1)), ValueError, "low_band: expected a pair .* got 0.3"),
+        (lambda: weights.two_band(8, 8, (0, 0.3), (0.4, 0.5, 1)), ValueError, "high_band: expected a pair"),
         (lambda: weights.two_band(8, 8, (0, 0.3), (0.3, 1), mixture="a"), ValueError, "mixture: expected .* got 'a'"),
         (lambda: weights.two_band(8, 8, (0, 0.3), (0.3, 1), gamma_low=-1), ValueError, "gamma_low: .* >= 0, got -1"),
         (lambda: weights.two_band(8, 8, (0, 0.3), (0.3, 1), gamma_low=0, gamma_high=0), ValueError, "zero every"),

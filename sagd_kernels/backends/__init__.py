@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 BACKENDS = ("cuda", "triton", "composite")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 OPERATORS = ("spectral_filter", "shaped_noise", "add_noise", "whitened_mse")
 TRITON_PROGRAM = 128  # triton.LARGEST, where Triton is not there to import
 TITLES = {"cuda": "CUDA kernels", "triton": "Triton kernels", "composite": "composite of torch.fft"}
@@ -110,6 +111,10 @@ def explain(
     """
     if operator not in OPERATORS:
         raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+    if len(size) < 2 or min(size[-2:]) < 1:
+        raise ValueError(f"size: expected [..., H, W] with planes of at least 1 x 1, got {list(size)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
     device, (height, width) = torch.device(device), size[-2:]
     if device.type == "cuda":
         chosen = _candidates(operator, size, dtype, device)[0]

@@ -8,10 +8,12 @@ from torch import Tensor
 
 from ..ops import shaped_noise
 from ..random import fold_in
-from .process import DiffusionProcess
+from .process import DiffusionProcess, weight_dtype
 from .samplers import check_times
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def log_likelihood(
     process: DiffusionProcess, model, x: Tensor, times, key: Tensor | None = None, *, probes: int | None = 1
 ) -> Tensor:
@@ -28,14 +30,15 @@ def log_likelihood(
             divergence at a given state. Probes are signs of white noise of the key. None takes the exact trace, one
             derivative for each pixel and channel: for small planes.
 
-    The model is differentiated in x. The result carries no gradients.
+    The model is differentiated in x, also within `torch.no_grad` and `torch.inference_mode`. The result carries no
+    gradients.
     """
     times = check_times(process.schedule, times, descending=False)
     if times[0] <= process.schedule.clean:
         raise ValueError(f"times: expected none at {process.schedule.clean}, the time of x_0, got {times[0]}")
     if probes is not None and (probes < 1 or key is None):
         raise ValueError(f"probes: expected a positive number and a key, or None, got {probes} and key {key}")
-    x = process.project(x.detach())
+    x = process.project(x.detach().clone())  # autograd does not keep tensors of inference mode
     log_determinant = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for t, s in pairwise(times):
         change, trace = _increment(process, model, x, t, t, s, key, probes)
@@ -68,6 +71,6 @@ def _basis(x: Tensor) -> Iterator[Tensor]:
 
 def _signs(process: DiffusionProcess, x: Tensor, key: Tensor, probes: int) -> Iterator[Tensor]:
     """Rademacher's probes, projected on the kept bands, out of which the Jacobian does not lead."""
-    white = torch.ones(process.weight.shape[-2:], dtype=process.weight.dtype, device=x.device)
+    white = torch.ones(process.weight.shape[-2:], dtype=weight_dtype(x), device=x.device)
     for i in range(probes):
         yield process.project(shaped_noise(fold_in(key, i), x.shape, white, dtype=x.dtype).sign())

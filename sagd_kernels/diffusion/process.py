@@ -85,7 +85,7 @@ class DiffusionProcess:
 
     def weight_at(self, t: Time, x: Tensor) -> Tensor:
         """The weight of eps at time t, fit for the operators on planes `x`."""
-        return self._weight(t, x).to(_weight_dtype(x))
+        return self._weight(t, x).to(weight_dtype(x))
 
     def add_noise(self, x0: Tensor, t: Tensor, key: Tensor, *, plane_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x_t ~ q(x_t | x_0) and the eps in it, drawn by the operator `add_noise`."""
@@ -151,11 +151,7 @@ class DiffusionProcess:
         A score is compared as the eps that it stands for, which is denoising score matching weighted by s_t^2.
         """
         x, eps = self.add_noise(x0, t, key, plane_offset=plane_offset)
-        output = model(x, t)
-        if not isinstance(output, Tensor) or output.shape != x.shape:
-            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-            raise ValueError(f"model: expected to return a tensor of the shape of its input {list(x.shape)}, got {got}")
-        output = output.to(x.dtype)
+        output = _predict(model, x, t)
         if self.prediction == "score":
             output, target = self.convert(output, x, t, "score", "eps"), eps
         else:
@@ -168,7 +164,7 @@ class DiffusionProcess:
         `clip` clamps x_0 to [-clip, clip] first, and eps becomes what x_t leaves for it.
         """
         t = self._time(t, x).expand(x.shape[:1])
-        output = model(x, t.to(_weight_dtype(x)) if t.is_floating_point() else t).to(x.dtype)
+        output = _predict(model, x, t.to(weight_dtype(x)) if t.is_floating_point() else t)
         x0 = self.convert(output, x, t, self.prediction, "x0")
         if clip is None:
             eps = self.convert(output, x, t, self.prediction, "eps")
@@ -181,12 +177,12 @@ class DiffusionProcess:
         """The planes without the bands that the weight omits; the planes themselves where it omits none."""
         if self.kept_bands is None:
             return planes
-        return ops.spectral_filter(planes, self.kept_bands.to(_weight_dtype(planes)))
+        return ops.spectral_filter(planes, self.kept_bands.to(weight_dtype(planes)))
 
     @staticmethod
     def filter(planes: Tensor, gain: Tensor) -> Tensor:
         """The planes times a gain: a number for each sample or, per bin, a half plane."""
-        return ops.spectral_filter(planes, gain.to(_weight_dtype(planes))) if _is_plane(gain) else _scaled(planes, gain)
+        return ops.spectral_filter(planes, gain.to(weight_dtype(planes))) if _is_plane(gain) else _scaled(planes, gain)
 
     # ---- from one time to another
 
@@ -235,7 +231,10 @@ class DiffusionProcess:
         if x.shape[-1] != self.width:
             raise ValueError(f"planes: expected [..., H, {self.width}], the width of the process, got {list(x.shape)}")
         integer = isinstance(self.schedule.clean, int)  # a float of torch's default dtype would be rounded
-        return torch.as_tensor(t, dtype=None if integer else torch.float64, device=x.device)
+        t = torch.as_tensor(t, dtype=None if integer else torch.float64, device=x.device)
+        if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, len(x))):
+            raise ValueError(f"t: expected a number or [{len(x)}], one for each sample, got {list(t.shape)}")
+        return t
 
     def _weight(self, t: Time, x: Tensor) -> Tensor:
         """The weight of eps at time t, its leading dimensions those of `x`."""
@@ -291,13 +290,22 @@ def _check_prediction(name: str, prediction: str) -> None:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, PREDICTIONS))}, got {prediction!r}")
 
 
+def _predict(model, x: Tensor, t: Tensor) -> Tensor:
+    """The model's output in the dtype of `x`, or a ValueError unless it is a tensor of the shape of `x`."""
+    output = model(x, t)
+    if not isinstance(output, Tensor) or output.shape != x.shape:
+        got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"model: expected to return a tensor of the shape of its input {list(x.shape)}, got {got}")
+    return output.to(x.dtype)
+
+
 def _combination(prediction: str, signal: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The numbers a, b of a prediction a x_0 + b eps."""
     zero, one = torch.zeros_like(signal), torch.ones_like(signal)
     return {"eps": (zero, one), "x0": (one, zero), "v": (-noise, signal), "flow": (-one, one)}[prediction]
 
 
-def _weight_dtype(x: Tensor) -> torch.dtype:
+def weight_dtype(x: Tensor) -> torch.dtype:
     """The dtype of weights for planes `x`, in which the operators compute."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
@@ -312,4 +320,4 @@ def _per_plane(number: Tensor) -> Tensor:
 
 
 def _scaled(planes: Tensor, numbers: Tensor) -> Tensor:
-    return (planes * numbers.to(_weight_dtype(planes))).to(planes.dtype)
+    return (planes * numbers.to(weight_dtype(planes))).to(planes.dtype)

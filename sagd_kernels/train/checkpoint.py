@@ -29,7 +29,7 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict) -> Non
     """Write `tensors` and the JSON-able `state` to `path`, atomically.
 
     The bytes reach the disk under another name in the same folder, which then replaces `path`: a crash at any moment
-    leaves either the old checkpoint or the new one.
+    leaves either the old checkpoint or the new one. RunError where that fails, as on a full disk.
     """
     content = save(tensors, {"format": _FORMAT, "state": json.dumps(state)})
     temporary = path.with_name(f".{path.name}.partial")
@@ -39,9 +39,10 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], state: dict) -> Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:
+        raise RunError(f"--output: {path} cannot be written, and is as it was before: {error}") from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # makes the new name itself durable

@@ -9,6 +9,10 @@ class RunError(Exception):
     """Something the user can put right: a wrong option, missing data, a damaged checkpoint: shown as one line."""
 
 
+class ImageError(RunError):
+    """An image that cannot be read, perhaps found after hours: the first process saves before it gives up."""
+
+
 def fastest_precision() -> str:
     """bfloat16 where the GPU, or the CPU without one, multiplies it in hardware; otherwise float32."""
     if torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import os
 import signal
 from collections.abc import Iterator
 from functools import lru_cache
@@ -13,7 +14,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import RunError
+from .config import ImageError, RunError
 from .noise import Purpose, run_generator
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
@@ -74,21 +75,21 @@ def load_batches(
         pin_memory=torch.cuda.is_available(),
     )
     for images in loader:
-        if isinstance(images, RunError):
+        if isinstance(images, ImageError):
             raise images
         yield images
 
 
 class _Reading(Dataset):
-    """Hands over a RunError as an item: raised in another process it would come with that process's traceback."""
+    """Hands over an ImageError as an item: raised in another process it would come with that process's traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitems__(self, indices: list[int]) -> Tensor | RunError:
+    def __getitems__(self, indices: list[int]) -> Tensor | ImageError:
         try:
             return self.dataset.__getitems__(indices)
-        except RunError as error:
+        except ImageError as error:
             return error
 
 
@@ -168,7 +169,7 @@ class ImageFiles(Dataset):
                 image = _in_bytes(ImageOps.exif_transpose(image), image.format).convert(self.mode)
                 pixels = np.array(ImageOps.fit(image, size, Image.Resampling.LANCZOS))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise RunError(f"--data: {self.describe(index)} is not a readable image: {error}") from error
+            raise ImageError(f"--data: {self.describe(index)} is not a readable image: {error}") from error
         return torch.from_numpy(pixels.reshape(*size, -1)).permute(2, 0, 1)
 
 
@@ -183,14 +184,16 @@ def _in_bytes(image: Image.Image, file_format: str | None) -> Image.Image:
 
 
 class FolderImages(ImageFiles):
-    """Every image below a folder, in the order of the paths."""
+    """Every image below a folder, in the order of the paths: what has a suffix of a format that PIL reads.
+
+    Links to folders are followed; what is hidden is left out (thumbnails, and macOS's `._` files, which are no images).
+    """
 
     def __init__(self, folder: str, image_size: int, channels: int):
         super().__init__(image_size, channels)
         if not Path(folder).is_dir():
             raise RunError(f"--data: {folder} is not a folder")
-        suffixes = Image.registered_extensions().keys()
-        self.paths = sorted(str(path) for path in Path(folder).rglob("*") if path.suffix.lower() in suffixes)
+        self.paths = sorted(_image_paths(folder))
         if not self.paths:
             raise RunError(f"--data: no image in {folder} or below it")
 
@@ -202,6 +205,20 @@ class FolderImages(ImageFiles):
 
     def describe(self, index: int) -> str:
         return self.paths[index]
+
+
+def _image_paths(folder: str) -> Iterator[str]:
+    suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(parent)
+        if place in seen:  # links may lead in circles
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        shown = (Path(parent, name) for name in files if not name.startswith("."))
+        yield from (str(path) for path in shown if path.suffix.lower() in suffixes)
 
 
 class HuggingFaceImages(ImageFiles):

@@ -28,7 +28,7 @@ from .checkpoint import (
     restore_optimizer,
     write_checkpoint,
 )
-from .config import Config, Execution, RunError
+from .config import Config, Execution, ImageError, RunError
 from .data import load_batches, open_dataset, split_batch, to_signed
 from .model import build_model
 from .monitor import open_monitor
@@ -157,7 +157,14 @@ def _train_steps(
     ):
         while state.step < stop and not stopping:
             began = time.perf_counter()
-            stopping = train_step(accelerator, state, network, process, parts, batches, interrupted)
+            try:
+                stopping = train_step(accelerator, state, network, process, parts, batches, interrupted)
+            except ImageError as error:
+                if not (main and state.step):
+                    raise
+                state.save(folder / FILE_NAME, len(dataset))
+                advice = f"step {state.step:,} is saved: put another image in its place and --resume {folder}"
+                raise RunError(f"{error}; {advice}") from error
             seconds = time.perf_counter() - began
             state.seconds += seconds
             curves = {"loss": state.losses[-1], "images/s": config.batch / seconds}
@@ -208,7 +215,7 @@ def train_step(
     request = loss.new_tensor(float(interrupted.is_set()))
     loss, requests = accelerator.reduce(torch.stack([loss, request]), "mean").tolist()
     if not math.isfinite(loss):
-        raise RunError(f"the loss is {loss} at step {state.step}; the last checkpoint is intact, lower --lr")
+        raise RunError(f"the loss is {loss} at step {state.step}; lower --lr. An earlier checkpoint is as it was")
     if config.grad_clip:
         nn.utils.clip_grad_norm_(state.model.parameters(), config.grad_clip)
     state.optimizer.step()

@@ -1,6 +1,8 @@
 """What a run leaves to look at: samples.png, noise.png, spectrum.png and metrics.json."""
 
 import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,6 +37,7 @@ STYLE = {
     "savefig.bbox": "tight",
     "savefig.facecolor": "white",
 }
+VALUES_AT_ONCE = 1 << 24  # of images that are measured: 64 MB of float32
 NOISE_TIMESTEPS = (50, 150, 300, 999)
 
 
@@ -44,8 +47,10 @@ def write_report(
     """Write all four files; `sampling` says how `samples` [N, C, H, W] were drawn, in the words of `sample`."""
     config = state.config
     spread = torch.linspace(0, len(dataset) - 1, min(len(dataset), 2048)).long().tolist()
-    data = to_signed(dataset.__getitems__(spread))
+    data = (to_signed(dataset.__getitems__(part)) for part in _parts(spread, math.prod(dataset.image_shape)))
     curves, spectrum = measure_spectra(process.weight, data, samples, config.seed)
+    (image,) = to_signed(dataset.__getitems__([spread[len(spread) // 2]]))
+    batch = to_signed(dataset.__getitems__(spread[: config.batch]))
     accelerator = start_processes()
     device, processes = accelerator.device, accelerator.num_processes
     method = f"{sampling['sampler'].upper()} in {sampling['steps']} steps"
@@ -53,7 +58,7 @@ def write_report(
         f"{len(samples)} samples: {config.dataset}, noise {config.weight}, {state.step:,} training steps, {method}"
     )
     draw_samples(folder / "samples.png", samples, caption)
-    draw_noise(folder / "noise.png", process, data[len(data) // 2], config.seed, config.weight)
+    draw_noise(folder / "noise.png", process, image, config.seed, config.weight)
     draw_spectrum(folder / "spectrum.png", curves, config.weight)
     metrics = {
         "config": asdict(config),
@@ -61,7 +66,7 @@ def write_report(
         "loss": loss_ends(state.losses),
         "training_seconds": state.seconds,
         "images_per_second": state.step * config.batch / state.seconds,
-        "noise_share_of_step_time": time_noise(process.to(device), data[: config.batch].to(device))
+        "noise_share_of_step_time": time_noise(process.to(device), batch.to(device))
         * (config.batch / processes)
         / (state.seconds / state.step),
         "samples": {"images": len(samples)} | sampling,
@@ -73,16 +78,21 @@ def write_report(
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
 
 
-def measure_spectra(weight: Tensor, data: Tensor, samples: Tensor, seed: int, planes: int = 4096) -> tuple[dict, dict]:
+def measure_spectra(
+    weight: Tensor, data: Iterable[Tensor], samples: Tensor, seed: int, planes: int = 4096
+) -> tuple[dict, dict]:
     """Radially averaged power (mean |F|^2 in each ring of frequencies, F unitary, DC left out): curves and distances.
 
-    The curves are of data and samples, images [N, C, H, W] in [-1, 1], of the weight (w^2), and of `planes` fresh
-    planes from the noise operator. Of the distances, the noise's is also given in standard errors: their root mean
-    square is about 1 when the operator is right.
+    The curves are of data and samples, images [N, C, H, W] in [-1, 1] (the data in batches, of which one at a time is
+    held), of the weight (w^2), and of `planes` fresh planes from the noise operator. Of the distances, the noise's is
+    also given in standard errors: their root mean square is about 1 when the operator is right.
     """
-    height, width = weight.shape[-2], data.shape[-1]
-    noise = shaped_noise(run_key(seed, Purpose.MEASUREMENT), (planes, 1, height, width), weight)
-    noise_by_plane = _rings(torch.fft.rfft2(noise[:, 0], norm="ortho").abs().square(), width)
+    height, width = samples.shape[-2:]
+    key, noise_by_plane = run_key(seed, Purpose.MEASUREMENT), []
+    for part in _parts(range(planes), height * width):
+        noise = shaped_noise(key, (len(part), height, width), weight, plane_offset=part[0])
+        noise_by_plane.append(_rings(torch.fft.rfft2(noise, norm="ortho").abs().square(), width))
+    noise_by_plane = torch.cat(noise_by_plane)
     curves = {
         "frequency": _rings(weights.radial_frequency(height, width), width),
         "data": _rings(weights.power_spectrum(data), width),
@@ -204,6 +214,12 @@ def _show(axes, image: Tensor) -> None:
     axes.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
+
+
+def _parts(numbers: Sequence[int], values: int) -> Iterator[Sequence[int]]:
+    """The numbers in parts of images of so many values each that fit in memory, however large the images are."""
+    size = max(1, VALUES_AT_ONCE // values)
+    return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 def _rings(values: Tensor, width: int) -> Tensor:
