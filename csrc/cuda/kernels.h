@@ -166,12 +166,12 @@ __device__ __forceinline__ float pixels(const Shape& shape) {
 
 // The weight whose first element is element `start` of the batch of weights, with the factor of the transforms: forward
 // and inverse multiply by height width, the separation of the columns by 2 besides; the inverse alone, of a spectrum of
-// variance 1, by the root of as much.
+// variance 1, by the root of as much; what is drawn has another variance (normals.h).
 template <WeightMap map, class Shape>
 __device__ __forceinline__ Weight<map> weight_of(const Job& job, const Shape& shape, int64_t start) {
   const float factor = 0.5f / pixels(shape);
   return {static_cast<const float*>(job.weight.data) + start, job.weight.row_stride, job.weight.column_stride,
-          shape.rows.length, job.keys ? sqrtf(factor) : factor};
+          shape.rows.length, job.keys ? deviation * sqrtf(factor) : factor};
 }
 
 // body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The
