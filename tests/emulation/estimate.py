@@ -92,6 +92,7 @@ def estimate(launch: Launch, device: Device) -> Estimate:
         blocks=counters.blocks_total,
         dram_bytes=sum(counters.dram_bytes),
         shared_wavefronts=counters.traffic("shared").wavefronts * counters.scale,
+        cluster_sectors=counters.traffic("cluster").sectors * counters.scale,
         global_sectors=counters.traffic("global").sectors * counters.scale,
         mma_flops={type_: flops * counters.scale for type_, flops in counters.mma_flops.items()},
     )
@@ -106,6 +107,7 @@ def bounds(
     blocks: int,
     dram_bytes: float,
     shared_wavefronts: float = 0,
+    cluster_sectors: float = 0,
     global_sectors: float = 0,
     mma_flops: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
@@ -127,7 +129,9 @@ def bounds(
     tensor = sum(flops / (device.tensor_tflops[type_] * 1e12) for type_, flops in (mma_flops or {}).items())
     return {
         "dram": dram_bytes / (device.dram_gb_s * 1e9),
-        "shared": seconds((shared_wavefronts + count("shuffle")) * 128 / SHARED_BYTES_PER_CLOCK),
+        "shared": seconds(
+            ((shared_wavefronts + count("shuffle")) * 128 + cluster_sectors * 32) / SHARED_BYTES_PER_CLOCK
+        ),
         "l1": seconds((global_sectors * 32 + count("mem_local") * 128) / L1_BYTES_PER_CLOCK),
         "issue": seconds(sum(instructions.values()) / SCHEDULERS),
         "fma": max(at_lanes(float_lanes, device.fp32_lanes), at_lanes(integer_products, device.imad_lanes)),
