@@ -1,4 +1,4 @@
-"""Blocks of a cluster read and write each other's shared memory in the emulator, which finds what is wrong with that."""
+"""Blocks of a cluster share their memory in the emulator, which finds what is wrong with how they do it."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,8 @@ BARRIER = "barrier.cluster.arrive; barrier.cluster.wait;"
 # %r3: of this thread's word in shared memory, %r4: its address in the next block of the cluster; %r1: this block's rank
 ADDRESSES = """mov.u32 %r1, %cluster_ctarank; mov.u32 %r2, %cluster_nctarank; shl.b32 %r3, %r0, 2;
     add.u32 %r5, %r1, 1; rem.u32 %r5, %r5, %r2; mapa.shared::cluster.u32 %r4, %r3, %r5;"""
-OWN = (
-    "mov.u32 %r6, %ctaid.x; mad.lo.u32 %r6, %r6, 64, %r0; st.shared.u32 [%r3], %r6;"  # the thread's number in the grid
-)
+NUMBER = "mov.u32 %r6, %ctaid.x; mad.lo.u32 %r6, %r6, 64, %r0;"  # the thread's, in the grid
+OWN = NUMBER + "st.shared.u32 [%r3], %r6;"
 PEERS = "ld.shared::cluster.u32 %r7, [%r4];"
 RESULT = """ld.param.u64 %rd1, [p]; mul.wide.u32 %rd2, %r6, 4; add.s64 %rd1, %rd1, %rd2; st.global.u32 [%rd1], %r7;"""
 
@@ -39,7 +38,7 @@ def test_blocks_read_each_other(lanes):
 def test_blocks_write_to_each_other_by_the_sector():
     far = "mul.lo.u32 %r8, %r0, 4; add.u32 %r4, %r4, %r8; st.shared::cluster.u32 [%r4], %r6;"  # 8 bytes apart
     read = "add.u32 %r8, %r3, %r8; ld.shared.u32 %r7, [%r8];"
-    found, done = run(ADDRESSES, "mov.u32 %r6, %ctaid.x; mad.lo.u32 %r6, %r6, 64, %r0;", far, BARRIER, read, RESULT)
+    found, done = run(ADDRESSES, NUMBER, far, BARRIER, read, RESULT)
     block, thread = np.divmod(np.arange(6 * THREADS), THREADS)
     assert (found == (block // 3 * 3 + (block + 2) % 3) * THREADS + thread).all()
     assert done.counters.traffic("cluster", "store").sector_efficiency == 0.5
@@ -85,7 +84,7 @@ def test_errors():
         run(ADDRESSES, "ld.shared::cluster.u32 %r7, [%r4+508];")
     with pytest.raises(EmulationError, match="shared::cluster access to a block that has returned"):
         run(ADDRESSES, "setp.eq.u32 %p1, %r1, 1; @%p1 ret;", BARRIER, PEERS)
-    with pytest.raises(EmulationError, match="deadlock: not all threads .* of a cluster"):
+    with pytest.raises(EmulationError, match=r"deadlock: not all threads .* of a cluster"):
         run(f"setp.eq.u32 %p1, %r0, 0; @%p1 bra L1; {BARRIER} ret; L1: bar.sync 0;")
     with pytest.raises(Unsupported, match=r"barrier\.cluster\.arrive"):
         run("barrier.cluster.arrive; add.u32 %r1, %r0, 1; barrier.cluster.wait;")

@@ -5,7 +5,8 @@ estimate. The real time is longer, by a factor that this cannot know: it sees no
 it, no waiting at barriers, no launch overhead, no L2 cache (hits, misses for want of capacity, bandwidth), no DRAM
 inefficiency, no misses of the instruction cache, no register bank conflicts. The exception: data that already is in L2
 makes the DRAM bound too high. `mma.sync` may stay well below the tensor peak on H100 and B200, which are built for
-wgmma and tcgen05; 32 x 32 -> 64 bit integer products are charged like 32-bit ones.
+wgmma and tcgen05; 32 x 32 -> 64 bit integer products are charged like 32-bit ones. What blocks of a cluster read and
+write of each other is charged to shared memory: the limits of the network between SMs are not public.
 """
 
 from collections.abc import Mapping

@@ -231,7 +231,7 @@ class Machine:
             self._waiting.setdefault((CLUSTER, 0), []).append((following, taken))
 
     def _release_barriers(self) -> None:
-        """Let go the blocks, or clusters, of which every live thread (or the number that the barrier names) has come."""
+        """Let go the blocks or clusters of which every live thread (or the number that the barrier names) has come."""
 
         def threads(lanes, barrier) -> np.ndarray:
             """Of each block, or of its whole cluster."""

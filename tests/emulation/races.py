@@ -1,9 +1,9 @@
 """Races: two accesses to the same memory, one of which writes, that nothing orders.
 
 Shared memory, within a block or a cluster of blocks: it is watched in cells as wide as the kernel's narrowest access.
-Each cell remembers its last writer and reader with the block's, the cluster's and the warp's barrier epoch at that time;
-an access by another thread in the same epoch is a race, unless a `bar.warp.sync` lies between two threads of one warp.
-Between threads of two blocks the cluster's epoch counts.
+Each cell remembers its last writer and reader with the barrier epochs of the block, the cluster and the warp at that
+time; an access by another thread in the same epoch is a race, unless a `bar.warp.sync` lies between two threads of one
+warp. Between threads of two blocks the cluster's epoch counts.
 
 Device memory, between blocks: each cell remembers the block that wrote it and the blocks that read it.
 
