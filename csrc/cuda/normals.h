@@ -3,7 +3,7 @@
 // They have variance 1 / (2 ln 2), because the special function units' logarithm is to base 2: what weighs them has the
 // factor `deviation` in its table.
 //
-// Cost per block: 18 wide products and 20 other operations of Philox, 4 special functions, 50 others.
+// Cost per block: 18 wide products and 20 other operations of Philox, 4 special functions, 48 others.
 #pragma once
 
 #include <cuda_runtime.h>

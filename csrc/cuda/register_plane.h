@@ -13,8 +13,8 @@
 // rows without bank conflicts.
 //
 // Cost per pixel of 32 x 32. Filter: 2 words through device memory, 4 through shared memory for the points and 1/2 for
-// the weight, 42 instructions of which 28 are the butterflies', 2 barriers of the warp. Noise: 1 word, 2 and 1/2, 53
-// instructions of which 30 draw, 3 barriers. A second lane adds 2 shuffles and 2 words of shared memory.
+// the weight, 42 instructions of which 28 are the butterflies', 2 barriers of the warp. Noise: 1 word, 2 and 1/2, 50
+// instructions of which 26 draw, 4 barriers. A second lane adds 2 shuffles and 2 words of shared memory.
 #pragma once
 
 #include "cuda/block.h"
