@@ -30,7 +30,7 @@ from .ptx import Kernel
 from .toolchain import assemble, compile_cuda
 
 CSRC, CACHE = ROOT / "csrc", ROOT / "build" / "ptx"
-INCLUDES = "".join(f'#include "cuda/{name}.h"\n' for name in ("kernels", "large_rows", "large_columns"))
+INCLUDES = "".join(f'#include "cuda/{name}.h"\n' for name in ("kernels", "large_rows", "large_columns", "shapes"))
 FLAGS = ("-O3", "--expt-relaxed-constexpr", f"-I{CSRC}")
 SYMBOL, SIZE = ctypes.c_char_p, ctypes.c_size_t
 BLOCKS, DATA = ctypes.c_uint, ctypes.POINTER(ctypes.c_char)
