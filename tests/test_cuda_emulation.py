@@ -96,9 +96,13 @@ def test_values_of_planes_that_no_block_holds(operator, size, capability, poison
             assert each.counters.traffic("shared").conflict_degree < 1.35  # twiddle factors of rows in the first stage
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("capability", [90, 100, 120])
-@pytest.mark.parametrize("operator", OPERATORS)
+CLUSTERED = [(operator, capability) for operator in OPERATORS for capability in (90, 100, 120)]
+
+
+@pytest.mark.parametrize(
+    ("operator", "capability"),
+    [pytest.param(*each, marks=() if i == 0 else pytest.mark.slow) for i, each in enumerate(CLUSTERED)],
+)
 def test_values_of_planes_that_clusters_hold(operator, capability, poisoned_memory):
     args = arguments(operator, (2, 256, 256))
     results, launches = emulate(operator, args, capability)
