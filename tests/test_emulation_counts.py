@@ -212,6 +212,28 @@ def test_machine_instructions():
     assert sum(mix.by_class.values()) < sum(loop.warps)  # the loop's overhead shrinks
 
 
+MEETING = single(  # warps that may have diverged exchange 8 numbers
+    "ld.param.u64 %rd1, [p]; ld.param.u32 %r1, [n]; add.s64 %rd3, %rd1, %rd0; ld.global.f32 %f1, [%rd3];"
+    "setp.ge.u32 %p1, %r0, %r1; @%p1 bra L1;"
+    + "shfl.sync.bfly.b32 %f2, %f1, 1, 31, -1; add.f32 %f1, %f1, %f2; mul.f32 %f1, %f1, %f2;" * 8
+    + "L1: st.global.f32 [%rd3], %f1;",
+    "u64 p",
+    "u32 n",
+)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90", "sm_100", "sm_120"])
+def test_slow_paths_of_diverged_warps_are_not_counted(arch):
+    needs("ptxas", "nvdisasm")
+    found = launch(MEETING, (1,), (96,), [np.ones(96, np.float32), 64]).counters
+    cubin = toolchain.assemble(found.kernel, arch)[1]
+    listing = toolchain.disassemble(cubin)
+    assert "BRA.DIV" in listing and listing.count("SHFL") > 8  # more than what runs while a warp's lanes are together
+    mix = machine_mix(found, cubin)
+    assert mix.by_class["shuffle"] == mix.by_class["fp32_add"] == mix.by_class["fp32_mul"] == 8 * 2
+    assert mix.unrolled == 1
+
+
 def test_ptx_of_another_architecture():
     needs("ptxas")
     tied = Kernel((COPY).replace("sm_80", "sm_90a"))

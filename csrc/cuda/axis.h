@@ -159,6 +159,7 @@ SAGD_INLINE int position(const A& axis, int k) {
 struct AnyShape {
   using Number = Count;
   static constexpr int max_threads = 512, min_blocks = 1;  // of a block, on a multiprocessor
+  static constexpr int fewer_blocks = 1;  // where two inputs, or two outputs, need more registers
   static constexpr bool always_staged = false, never_staged = false;  // the weight, in shared memory
   static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
   Axis columns, rows;
@@ -171,6 +172,7 @@ template <int threads_, int min_blocks_, class Columns, class Rows>
 struct FixedShape {
   using Number = int;
   static constexpr int max_threads = threads_ > 256 ? threads_ : 256, min_blocks = min_blocks_;
+  static constexpr int fewer_blocks = min_blocks > 1 ? min_blocks - 1 : 1;
   Columns columns;
   Rows rows;
   static constexpr int threads = threads_;

@@ -150,7 +150,6 @@ class ClusterTransform {
   __device__ __forceinline__ bool first() const { return rank_ == 0; }
 
   __device__ __forceinline__ void draw(const Stream& stream, const WeightTable& weight) const {
-    __syncthreads();  // the last plane's points are read
     for (int l = threadIdx.x; rank_ == 0 && l < shape_.orbits; l += shape_.threads) {
       draw_packed_row(shape_, memory_.pairs[0], stream, weight, l, frequencies(0));
     }

@@ -166,12 +166,12 @@ __device__ __forceinline__ float pixels(const Shape& shape) {
 
 // The weight whose first element is element `start` of the batch of weights, with the factor of the transforms: forward
 // and inverse multiply by height width, the separation of the columns by 2 besides; the inverse alone, of a spectrum of
-// variance 1, by the root of as much.
+// variance 1, by the root of as much; what is drawn has another variance (normals.h).
 template <WeightMap map, class Shape>
 __device__ __forceinline__ Weight<map> weight_of(const Job& job, const Shape& shape, int64_t start) {
   const float factor = 0.5f / pixels(shape);
   return {static_cast<const float*>(job.weight.data) + start, job.weight.row_stride, job.weight.column_stride,
-          shape.rows.length, job.keys ? sqrtf(factor) : factor};
+          shape.rows.length, job.keys ? deviation * sqrtf(factor) : factor};
 }
 
 // body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The
@@ -221,10 +221,6 @@ namespace kernel {
 
 #define SAGD_KERNEL(min_blocks) __global__ void __launch_bounds__(Shape::max_threads, min_blocks)
 
-// Two inputs, or two outputs, need more registers than a shape's blocks a multiprocessor leave.
-template <class Shape>
-constexpr int fewer_blocks = Shape::min_blocks > 1 ? Shape::min_blocks - 1 : 1;
-
 // Fills the weight tables in device memory.
 template <WeightMap map, class Shape>
 __global__ void order_weights(const __grid_constant__ Call<Shape> call, int64_t weights) {
@@ -265,7 +261,7 @@ SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shap
 // The inverse alone, of a spectrum that is drawn where it is used. With `add`, noisy = signal_scale input + scale noise
 // and the noise; else scale noise.
 template <bool add, class S, class Shape>
-SAGD_KERNEL(add ? fewer_blocks<Shape> : Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(add ? Shape::fewer_blocks : Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::value, false>(
       call, [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
@@ -324,7 +320,7 @@ __device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int 
 // plane_loss = mean over the bins with w > 0 of |F(input - target)|^2 / w^2, F unitary; output, unless null, the
 // residual times 1 / w^2 times height width over the number of those bins: 2 output / numel is the gradient.
 template <class S, class Shape>
-SAGD_KERNEL(fewer_blocks<Shape>) whitened_mse(const __grid_constant__ Call<Shape> call) {
+SAGD_KERNEL(Shape::fewer_blocks) whitened_mse(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
   for_planes<WeightMap::inverse_square, true>(
       call, [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) SAGD_INLINE_LAMBDA {

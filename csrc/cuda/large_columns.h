@@ -84,7 +84,7 @@ SAGD_PASS draw_columns(const __grid_constant__ Pass<Shape> pass) {
   for_lines(pass, [&](const auto& lines, const LineMemory& memory, int64_t plane, int first) SAGD_INLINE_LAMBDA {
     const Job& job = pass.job;
     const int height = int(job.height), width = int(job.width), orbits = width / 2 + 1;
-    const auto weight = plane_weight<WeightMap::value>(job, plane, sqrtf(0.5f / pixels(job)));
+    const auto weight = plane_weight<WeightMap::value>(job, plane, deviation * sqrtf(0.5f / pixels(job)));
     const Stream stream = plane_stream(job, plane);
     const Slab slab(pass, plane, first);
     Point* storage = lines.storage;
@@ -94,11 +94,10 @@ SAGD_PASS draw_columns(const __grid_constant__ Pass<Shape> pass) {
       if (l == 0 || j >= slab.columns) continue;
       const int negative = k > 0 ? height - k : 0;
       Point here, mirror;  // F(k, l) and F(k, -l) = conj F(-k, l)
-      stream.draw(k * orbits + l, here, mirror);
-      const float w_here = weight.inner(k, l), w_mirror = weight.inner(negative, l);
+      stream.draw(k * orbits + l, here, mirror, weight.inner(k, l), weight.inner(negative, l));
       Point *to_here = storage + memory.place[k] + j, *to_mirror = storage + memory.place[negative] + j;
-      *to_mirror = Point{mirror.re, -mirror.im} * w_mirror;
-      *to_here = here * w_here;  // last: where k is its own mirror, this is the value
+      *to_mirror = {mirror.re, -mirror.im};
+      *to_here = here;  // last: where k is its own mirror, this is the value
     }
     for (int k = first == 0 ? lines.thread : height; k <= height / 2; k += lines.threads) {
       const int negative = k > 0 ? height - k : 0;

@@ -56,24 +56,20 @@ class DrawnRow {
       : width_(shape.rows.length),
         upper_(2 * pair.k > shape.columns.length),
         orbit_((upper_ ? shape.columns.length - pair.k : pair.k) * shape.orbits),
-        weight_(weight.row(pair.first)),
-        mirror_weight_(weight.row(pair.second)) {}
+        weight_(weight.row(upper_ ? pair.second : pair.first)),
+        mirror_weight_(weight.row(upper_ ? pair.first : pair.second)) {}
 
-  // Frequencies l and -l, weighted, into *at(l) and *at(-l): of F(k', l) and F(k', -l) those of the pair's k, which is
-  // k' or, above height / 2, -k': F(-k', l) = conj F(k', -l).
+  // Frequencies l and -l, weighted, into *at(l) and *at(-l): F(k', l) and F(k', -l) where the pair's k is k', or else,
+  // above height / 2, where it is -k', F(-k', -l) = conj F(k', l) and F(-k', l) = conj F(k', -l).
   template <class From, class At>
   __device__ __forceinline__ void operator()(const From& from, int l, At&& at) const {
-    Point first, second;
-    from.draw(orbit_ + l, first, second);
-    const bool own_negative = l == 0 || 2 * l == width_;
-    if (own_negative) second = first;
-    const Point here = upper_ ? Point{second.re, -second.im} : first;
-    const Point mirror = upper_ ? Point{first.re, -first.im} : second;
+    const int mirror = l > 0 ? width_ - l : 0;
     // everything is read before anything is written
-    Point *to_here = at(l), *to_mirror = at(own_negative ? l : width_ - l);
-    const float w_here = weight_(l), w_mirror = mirror_weight_(l);
-    *to_mirror = mirror * w_mirror;
-    *to_here = here * w_here;  // last: where both are the same, this is the value
+    Point *to_first = at(upper_ ? mirror : l), *to_second = at(upper_ ? l : mirror);
+    Point first, second;
+    from.draw(orbit_ + l, first, second, weight_(l), mirror_weight_(l));
+    *to_second = upper_ ? Point{second.re, -second.im} : second;
+    *to_first = upper_ ? Point{first.re, -first.im} : first;  // last: where both are the same, this is the value
   }
 
  private:

@@ -13,8 +13,8 @@
 // rows without bank conflicts.
 //
 // Cost per pixel of 32 x 32. Filter: 2 words through device memory, 4 through shared memory for the points and 1/2 for
-// the weight, 42 instructions of which 28 are the butterflies', 2 barriers of the warp. Noise: 1 word, 2 and 1/2, 53
-// instructions of which 30 draw, 3 barriers. A second lane adds 2 shuffles and 2 words of shared memory.
+// the weight, 42 instructions of which 28 are the butterflies', 2 barriers of the warp. Noise: 1 word, 2 and 1/2, 50
+// instructions of which 26 draw, 4 barriers. A second lane adds 2 shuffles and 2 words of shared memory.
 #pragma once
 
 #include "cuda/block.h"
@@ -79,24 +79,20 @@ class RegisterTransform {
       else draw_row_from(QuickStream(stream), weights);
     };
     wait_for_plane<Shape::in_a_warp>();  // the weight is staged, and the last plane's points are read
+    draw_row();
     if constexpr (lanes == 1) {
-      for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA { storage_[l] = drawn; });
-      wait_for_plane<Shape::in_a_warp>();
-      draw_row();
-      if (line_ > 0 || !active_) return;
-      SAGD_UNROLL
-      for (int l = 0; l < orbits; ++l) {
-        pack_drawn(&v_[l], &v_[mirror(l)], v_[l], storage_[l], l == mirror(l), 1, bottom[l]);
-      }
+      if (active_ && line_ == 0) for_points([&](int m) SAGD_INLINE_LAMBDA { if (m < orbits) *bin(0, m) = v_[m]; });
+    }
+    wait_for_plane<Shape::in_a_warp>();
+    for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA {
+      Point *here = bin(0, l), *there = bin(0, mirror(l));
+      pack_drawn(here, there, *here, drawn, l == mirror(l), 1, bottom[packed_place<Shape>(l)]);
+    });
+    wait_for_plane<Shape::in_a_warp>();
+    if (!active_) return;
+    if constexpr (lanes == 1) {
+      if (line_ == 0) for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = *bin(0, m); });
     } else {
-      draw_row();
-      wait_for_plane<Shape::in_a_warp>();
-      for_bottom([&](int l, Point drawn) SAGD_INLINE_LAMBDA {
-        Point *here = bin(0, l), *there = bin(0, mirror(l));
-        pack_drawn(here, there, *here, drawn, l == mirror(l), 1, bottom[packed_place<Shape>(l)]);
-      });
-      wait_for_plane<Shape::in_a_warp>();
-      if (!active_) return;
       const Point* own = part_ == 0 ? first_row() : second_row();
       for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = own[m]; });
     }
@@ -185,13 +181,13 @@ class RegisterTransform {
     for (int i = 0; i < orbits - half; ++i) {
       if (i == half && lanes == 2 && part_ == 0) continue;
       const int l = i + part_ * half;
+      const int mirrored = mirror(l);
       Point first, second;
-      from.draw(line_ * orbits + l, first, second);
-      first = first * weights[packed_place<Shape>(l)];
-      if (l > 0 && 2 * l < length) {
-        second = second * weights[packed_place<Shape>(length - l)];
+      from.draw(line_ * orbits + l, first, second, weights[packed_place<Shape>(l)],
+                weights[packed_place<Shape>(mirrored)]);
+      if (l != mirrored) {
         if constexpr (lanes == 1) v_[length - i] = second;
-        else *bin(line_, length - l) = second;
+        else *bin(line_, mirrored) = second;
       }
       if constexpr (lanes == 1) v_[i] = first;
       else *bin(line_, l) = first;

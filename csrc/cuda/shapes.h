@@ -19,7 +19,9 @@ namespace sagd::cuda {
 //   RegisterSquare: length, lanes a line, threads of a block, blocks a multiprocessor
 using Square16 = RegisterSquare<16, 1, 128, 5>;
 using Square24 = FixedShape<24, 4, FixedAxis<4, 6>, FixedAxis<6, 4>>;
-using Square28 = RegisterSquare<28, 1, 128, 3>;
+struct Square28 : RegisterSquare<28, 1, 128, 3> {
+  static constexpr int fewer_blocks = min_blocks;  // nothing is spilled with as many
+};
 using Square32 = RegisterSquare<32, 1, 128, 3>;
 using Square40 = FixedShape<96, 4, FixedAxis<5, 8>, FixedAxis<8, 5>>;
 using Square48 = FixedShape<96, 4, FixedAxis<6, 8>, FixedAxis<8, 6>>;

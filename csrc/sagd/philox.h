@@ -7,6 +7,8 @@
 
 namespace sagd {
 
+constexpr uint32_t philox_multiplier0 = 0xD2511F53u, philox_multiplier1 = 0xCD9E8D57u;
+
 // The keys of the ten rounds, two words each: the seed's halves, stepped by Weyl sequences.
 template <class K>
 struct PhiloxKeys {
@@ -26,8 +28,8 @@ struct PhiloxKeys {
 template <class U, class K, class MulWide>
 SAGD_INLINE void philox_round(U c[4], const PhiloxKeys<K>& keys, int round, MulWide mul_wide) {
   U high0, low0, high1, low1;
-  mul_wide(c[0], 0xD2511F53u, high0, low0);
-  mul_wide(c[2], 0xCD9E8D57u, high1, low1);
+  mul_wide(c[0], philox_multiplier0, high0, low0);
+  mul_wide(c[2], philox_multiplier1, high1, low1);
   c[0] = high1 ^ c[1] ^ keys.low[round];
   c[2] = high0 ^ c[3] ^ keys.high[round];
   c[1] = low1;
@@ -46,8 +48,8 @@ struct PhiloxStart {
   K key1, key2, key3, word3;  // what follows from the three upper words, with the rounds' keys
 
   SAGD_INLINE PhiloxStart(const PhiloxKeys<K>& keys, uint32_t c1, uint32_t c2, uint32_t c3) {
-    const uint64_t first = uint64_t(c2) * 0xCD9E8D57u;
-    const uint64_t second = (uint32_t(first >> 32) ^ c1 ^ uint32_t(keys.low[0])) * uint64_t(0xD2511F53u);
+    const uint64_t first = uint64_t(c2) * philox_multiplier1;
+    const uint64_t second = (uint32_t(first >> 32) ^ c1 ^ uint32_t(keys.low[0])) * uint64_t(philox_multiplier0);
     key1 = c3 ^ keys.high[0];
     key2 = uint32_t(first) ^ keys.low[1];
     key3 = uint32_t(second >> 32) ^ keys.high[1];
@@ -58,8 +60,8 @@ struct PhiloxStart {
   template <class U, class MulWide>
   SAGD_INLINE void operator()(U lowest, U c[4], MulWide mul_wide) const {
     U high0, low0, high1, low1;
-    mul_wide(lowest, 0xD2511F53u, high0, low0);
-    mul_wide(high0 ^ key1, 0xCD9E8D57u, high1, low1);
+    mul_wide(lowest, philox_multiplier0, high0, low0);
+    mul_wide(high0 ^ key1, philox_multiplier1, high1, low1);
     c[0] = high1 ^ key2;
     c[1] = low1;
     c[2] = low0 ^ key3;

@@ -50,13 +50,14 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
 // blocks take many planes, and runs kernels here; emulators of the same kernels' PTX put theirs in its place.
 struct Device {
   int number, shared_bytes_per_block, multiprocessors, l2_bytes;
-  int clusters;  // that it holds at a time; 0: it knows none
   // Blocks of a kernel that a multiprocessor holds; the kernel is named as in its PTX.
   int (*resident)(const char* kernel, int threads, size_t shared_bytes);
+  // Clusters of a kernel that it holds, of `ranks` blocks each; null: it knows none.
+  int (*clusters)(const char* kernel, unsigned ranks, int threads, size_t shared_bytes);
   // A launch, unless null: the parameters one behind the other, each where its alignment puts it, and where among them
   // there are pointers. They are valid during the call.
-  void (*launch)(const char* kernel, unsigned blocks, unsigned threads, size_t shared_bytes, const char* parameters,
-                 size_t size, const size_t* pointers, size_t pointer_count);
+  void (*launch)(const char* kernel, unsigned blocks, unsigned ranks, unsigned threads, size_t shared_bytes,
+                 const char* parameters, size_t size, const size_t* pointers, size_t pointer_count);
 };
 extern Device device;
 constexpr size_t shared_capacity = 227 << 10;  // of the memory that kernels share here
@@ -145,7 +146,7 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) 
     case cudaDevAttrMaxSharedMemoryPerBlockOptin: return *value = device.shared_bytes_per_block, cudaSuccess;
     case cudaDevAttrMultiProcessorCount: return *value = device.multiprocessors, cudaSuccess;
     case cudaDevAttrL2CacheSize: return *value = device.l2_bytes, cudaSuccess;
-    case cudaDevAttrClusterLaunch: return *value = device.clusters > 0, cudaSuccess;
+    case cudaDevAttrClusterLaunch: return *value = device.clusters != nullptr, cudaSuccess;
   }
   return cudaErrorInvalidValue;
 }
@@ -162,20 +163,27 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel ke
   return cudaSuccess;
 }
 
+namespace shim {
+
+// Runs a kernel here, or hands it to the device that has been put in this one's place.
+template <class... P>
+void launch(void (*kernel)(P...), unsigned blocks, unsigned ranks, unsigned threads, size_t shared_bytes,
+            const P&... arguments) {
+  if (!device.launch) return run(blocks, threads, shared_bytes, [&] { kernel(arguments...); }, ranks);
+  Parameters given;
+  (given.add(arguments), ...);
+  device.launch(name(reinterpret_cast<const void*>(kernel)), blocks, ranks, threads, shared_bytes, given.data.data(),
+                given.data.size(), given.pointers.data(), given.pointers.size());
+}
+
+}  // namespace shim
+
 template <class... P>
 cudaError_t cudaLaunchKernel(void (*kernel)(P...), dim3 grid, dim3 block, void** arguments, size_t shared_bytes,
                              cudaStream_t) {
-  const shim::Device& device = shim::device;
-  if (shared_bytes > size_t(device.shared_bytes_per_block) || block.x > 1024) return cudaErrorInvalidValue;
+  if (shared_bytes > size_t(shim::device.shared_bytes_per_block) || block.x > 1024) return cudaErrorInvalidValue;
   [&]<size_t... i>(std::index_sequence<i...>) {
-    if (device.launch) {
-      shim::Parameters given;
-      (given.add(*static_cast<std::remove_const_t<P>*>(arguments[i])), ...);
-      device.launch(shim::name(reinterpret_cast<const void*>(kernel)), grid.x, block.x, shared_bytes,
-                    given.data.data(), given.data.size(), given.pointers.data(), given.pointers.size());
-      return;
-    }
-    shim::run(grid.x, block.x, shared_bytes, [&] { kernel(*static_cast<std::remove_const_t<P>*>(arguments[i])...); });
+    shim::launch<P...>(kernel, grid.x, 1, block.x, shared_bytes, *static_cast<std::remove_const_t<P>*>(arguments[i])...);
   }(std::index_sequence_for<P...>{});
   return cudaSuccess;
 }
@@ -199,14 +207,17 @@ struct cudaLaunchConfig_t {
 };
 
 template <class Kernel>
-cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel, const cudaLaunchConfig_t*) {
-  return *clusters = shim::device.clusters, cudaSuccess;
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, Kernel kernel, const cudaLaunchConfig_t* config) {
+  *clusters = shim::device.clusters(shim::name(reinterpret_cast<const void*>(kernel)), config->attrs->val.clusterDim.x,
+                                    int(config->block.x), config->shared_bytes);
+  return cudaSuccess;
 }
 
 template <class... P>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), const std::type_identity_t<P>&... arguments) {
+cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...),
+                               const std::type_identity_t<P>&... arguments) {
   const unsigned ranks = config->attrs->val.clusterDim.x;
   if (config->shared_bytes > shim::cluster_stride || config->grid.x % ranks) return cudaErrorInvalidValue;
-  shim::run(config->grid.x, config->block.x, config->shared_bytes, [&] { kernel(arguments...); }, ranks);
+  shim::launch<P...>(kernel, config->grid.x, ranks, config->block.x, config->shared_bytes, arguments...);
   return cudaSuccess;
 }

@@ -69,7 +69,9 @@ int resident_here(const char*, int threads, size_t shared_bytes) {
   return std::min(by_memory, std::max(warps_per_multiprocessor / warps, 1));
 }
 
-constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, 2, resident_here, nullptr};
+int clusters_here(const char*, unsigned, int, size_t) { return 2; }
+
+constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, clusters_here, nullptr};
 
 Fiber& running() { return *fibers[place.rank * place.threads + place.thread]; }
 
@@ -214,5 +216,5 @@ extern "C" void shim_use_small_device(int shared_bytes_per_block, int l2_bytes) 
   shim::device = shim::here_device;
   shim::device.number = shim::device.shared_bytes_per_block = shared_bytes_per_block;
   shim::device.l2_bytes = l2_bytes;
-  shim::device.clusters = 0;
+  shim::device.clusters = nullptr;
 }

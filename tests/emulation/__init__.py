@@ -26,9 +26,9 @@ cuda.py            the library's CUDA kernels on CPU tensors, with its own host 
 contenders.py      the library's GPU backends and the cases that they are compiled and costed for
 resources.py       registers, spills and shared memory of the library's kernels, and the table that they must keep to
 
-Not modelled, and said so by `Unsupported`: wgmma, tcgen05, TMA and mbarriers, clusters, fp8, calls of functions,
-activemask, directed rounding. Not seen: missing fences, the order of blocks, latencies. Each module says what it leaves
-out.
+Not modelled, and said so by `Unsupported`: wgmma, tcgen05, TMA and mbarriers, work between the arrival at a cluster's
+barrier and its wait, fp8, calls of functions, activemask, directed rounding. Not seen: missing fences, the order of
+blocks, latencies. Each module says what it leaves out.
 """
 
 if __name__ != "tests.emulation":  # a second copy would not know what mode the first is in

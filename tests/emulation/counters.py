@@ -4,6 +4,7 @@ Everything here is a fact about the streams of instructions and addresses and de
 
 - global memory: distinct 32-byte sectors of each warp request; ideal is what the distinct bytes would fill if packed;
 - DRAM: distinct sectors over the whole launch, as with a cold cache that is never too small;
+- shared memory of a cluster's blocks, the own one's included, by addresses that `mapa` made: sectors, as global memory;
 - shared memory: 32 banks of 4 bytes, 8-byte accesses in two half-warp phases, 16-byte ones in four quarter-warp phases;
   a phase takes as many wavefronts as the most distinct words that fall into one bank. NVIDIA documents no more than
   this, and hardware may merge broadcasts of 8 and 16 bytes that are counted here once for each phase;
@@ -91,7 +92,7 @@ def _memory_kind(instr: Instr) -> Kind:
         return Kind("mem_global") if any("shared" in mod for mod in instr.mods) else Kind("barrier")
     if instr.space in ("param", "const"):
         return Kind("param", 0.0)
-    return Kind("mem_" + ("global" if instr.space == "generic" else instr.space))
+    return Kind("mem_" + {"generic": "global", "cluster": "shared"}.get(instr.space, instr.space))
 
 
 def _special_function_slots(op: str, mods: list[str]) -> float:
@@ -176,7 +177,8 @@ class Counters:
     Attributes:
         blocks_run, blocks_total: blocks that were emulated, and blocks of the grid.
         warps, lanes: warp instructions issued and lanes active in them, for each instruction, of the blocks run.
-        barriers: barriers passed, summed over the blocks run.
+        barriers: barriers passed, those of clusters included, summed over the blocks run.
+        first_half: blocks that `dram` calls half of them.
         array_bytes: sizes of the arrays in device memory.
         dram: for each of them [read, written] sectors after half of the blocks, and after all.
     """
@@ -187,6 +189,7 @@ class Counters:
         self.warps = [0] * len(kernel.code)
         self.lanes = [0] * len(kernel.code)
         self.barriers = 0
+        self.first_half = (blocks_run + 1) // 2
         self.array_bytes: list[int] = []
         self.dram: list[tuple[list[int], list[int]]] = []
         self._traffic: dict[tuple[int, str, str, int], Traffic] = {}  # by pc, space, what and array
@@ -209,6 +212,9 @@ class Counters:
         traffic = Traffic(len(rows), int((rows >= 0).sum()) * width, *sector_count(rows, width))
         self._add(pc, "global", what, traffic, array=array)
 
+    def cluster_access(self, pc: int, what: str, rows: np.ndarray, width: int) -> None:
+        self._add(pc, "cluster", what, Traffic(len(rows), int((rows >= 0).sum()) * width, *sector_count(rows, width)))
+
     def local_access(self, pc: int, what: str, rows: np.ndarray, width: int) -> None:
         self._add(pc, "local", what, Traffic(len(rows), int((rows >= 0).sum()) * width))
 
@@ -223,7 +229,8 @@ class Counters:
         return self.blocks_total / max(self.blocks_run, 1)
 
     def traffic(self, space: str, what: str | None = None, least_bytes: int = 0) -> Traffic:
-        """Of a state space, "global", "shared" or "local"; of the global one, to arrays of at least so many bytes."""
+        """Of a state space, "global", "shared", "cluster" or "local"; of the global one, to arrays of at least so many
+        bytes."""
         total = Traffic()
         for (_, found, kind, array), traffic in self._traffic.items():
             large = not least_bytes or self.array_bytes[array] >= least_bytes
@@ -284,7 +291,7 @@ class Counters:
         Where only some blocks were run, each region's growth in the second half of them goes on for the others, until
         all of the region has been touched.
         """
-        second_half = self.blocks_run - (self.blocks_run + 1) // 2
+        second_half = self.blocks_run - self.first_half
         rest = (self.blocks_total - self.blocks_run) / max(second_half, 1)
         totals = [0.0, 0.0]
         for nbytes, (half, full) in zip(self.array_bytes, self.dram, strict=True):

@@ -30,13 +30,14 @@ from .ptx import Kernel
 from .toolchain import assemble, compile_cuda
 
 CSRC, CACHE = ROOT / "csrc", ROOT / "build" / "ptx"
-INCLUDES = "".join(f'#include "cuda/{name}.h"\n' for name in ("kernels", "large_rows", "large_columns"))
+INCLUDES = "".join(f'#include "cuda/{name}.h"\n' for name in ("kernels", "large_rows", "large_columns", "shapes"))
 FLAGS = ("-O3", "--expt-relaxed-constexpr", f"-I{CSRC}")
 SYMBOL, SIZE = ctypes.c_char_p, ctypes.c_size_t
+BLOCKS, DATA = ctypes.c_uint, ctypes.POINTER(ctypes.c_char)
 RESIDENT = ctypes.CFUNCTYPE(ctypes.c_int, SYMBOL, ctypes.c_int, SIZE)
-LAUNCH = ctypes.CFUNCTYPE(
-    None, SYMBOL, ctypes.c_uint, ctypes.c_uint, SIZE, ctypes.POINTER(ctypes.c_char), SIZE, ctypes.POINTER(SIZE), SIZE
-)
+CLUSTERS = ctypes.CFUNCTYPE(ctypes.c_int, SYMBOL, BLOCKS, ctypes.c_int, SIZE)
+LAUNCH = ctypes.CFUNCTYPE(None, SYMBOL, BLOCKS, BLOCKS, BLOCKS, SIZE, DATA, SIZE, ctypes.POINTER(SIZE), SIZE)
+FIRST_WITH_CLUSTERS = 90
 
 
 def device(capability: int) -> Device:
@@ -54,9 +55,9 @@ def emulated(
     Args:
         tensors: the operands. What the operators allocate themselves need not be named.
         races: see `launch`.
-        sample: run only so many blocks of each launch, the first ones. Each takes all the planes that it would on the
-            GPU, every gridDim-th bundle: the blocks fill the GPU once. Of launches that are alike in kernel and grid,
-            as those for the chunks of a batch, the first one runs and stands for all.
+        sample: run only so many blocks of each launch, or clusters of blocks, the first ones. Each takes all the planes
+            that it would on the GPU, every gridDim-th bundle: the blocks fill the GPU once. Of launches that are alike
+            in kernel and grid, as those for the chunks of a batch, the first one runs and stands for all.
     """
     with _enter(_Host(capability, list(tensors), {"races": races}, sample)) as launches:
         yield launches
@@ -89,11 +90,15 @@ class _Host:
             self.error = self.error or error
             return 0
 
-    def launch(self, symbol, blocks, threads, shared, parameters, size, pointers, pointer_count) -> None:
+    def clusters(self, symbol: bytes, ranks: int, threads: int, shared: int) -> int:
+        """As if any blocks of the GPU could be a cluster: how multiprocessors are grouped is not public."""
+        return device(self.capability).sms * self.resident(symbol, threads, shared) // ranks
+
+    def launch(self, symbol, blocks, ranks, threads, shared, parameters, size, pointers, pointer_count) -> None:
         try:
             code, grid, block = kernel(symbol.decode(), self.capability), (blocks, 1, 1), (threads, 1, 1)
             if self.options is None:
-                self.launches.append(Launch(code, grid, block, shared))
+                self.launches.append(Launch(code, grid, block, shared, ranks))
                 return
             alike = [each for each in self.launches if each.kernel is code and each.grid == grid]
             if self.sample is not None and alike:
@@ -101,9 +106,9 @@ class _Host:
                 return
             data, places = ctypes.string_at(parameters, size), pointers[:pointer_count]
             args = [self._struct(data, offset, nbytes, places) for _, _, offset, nbytes in code.params]
-            todo = None if self.sample is None else range(min(self.sample, blocks))
-            done = launch(code, grid, block, args, dynamic_shared=shared, blocks=todo, **self.options)
-            self.launches.append(done)
+            todo = None if self.sample is None else range(min(self.sample * ranks, blocks))
+            shape = {"dynamic_shared": shared, "cluster": ranks}
+            self.launches.append(launch(code, grid, block, args, blocks=todo, **shape, **self.options))
         except Exception as error:
             self.error = self.error or error
 
@@ -136,8 +141,8 @@ class _Device(ctypes.Structure):
         ("shared_bytes_per_block", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
         ("l2_bytes", ctypes.c_int),
-        ("clusters", ctypes.c_int),
         ("resident", RESIDENT),
+        ("clusters", CLUSTERS),
         ("launch", LAUNCH),
     ]
 
@@ -145,8 +150,9 @@ class _Device(ctypes.Structure):
 @contextmanager
 def _enter(host: _Host) -> Iterator[list[Launch]]:
     use_device, gpu = _shim().shim_use_device, device(host.capability)
-    callbacks = RESIDENT(host.resident), LAUNCH(host.launch)
-    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, 0, *callbacks)))
+    clusters = CLUSTERS(host.clusters) if host.capability >= FIRST_WITH_CLUSTERS else CLUSTERS()
+    callbacks = RESIDENT(host.resident), clusters, LAUNCH(host.launch)
+    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, *callbacks)))
     try:
         yield host.launches
     except RuntimeError:

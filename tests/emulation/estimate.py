@@ -5,7 +5,8 @@ estimate. The real time is longer, by a factor that this cannot know: it sees no
 it, no waiting at barriers, no launch overhead, no L2 cache (hits, misses for want of capacity, bandwidth), no DRAM
 inefficiency, no misses of the instruction cache, no register bank conflicts. The exception: data that already is in L2
 makes the DRAM bound too high. `mma.sync` may stay well below the tensor peak on H100 and B200, which are built for
-wgmma and tcgen05; 32 x 32 -> 64 bit integer products are charged like 32-bit ones.
+wgmma and tcgen05; 32 x 32 -> 64 bit integer products are charged like 32-bit ones. What blocks of a cluster read and
+write of each other is charged to shared memory: the limits of the network between SMs are not public.
 """
 
 from collections.abc import Mapping
@@ -92,6 +93,7 @@ def estimate(launch: Launch, device: Device) -> Estimate:
         blocks=counters.blocks_total,
         dram_bytes=sum(counters.dram_bytes),
         shared_wavefronts=counters.traffic("shared").wavefronts * counters.scale,
+        cluster_sectors=counters.traffic("cluster").sectors * counters.scale,
         global_sectors=counters.traffic("global").sectors * counters.scale,
         mma_flops={type_: flops * counters.scale for type_, flops in counters.mma_flops.items()},
     )
@@ -106,6 +108,7 @@ def bounds(
     blocks: int,
     dram_bytes: float,
     shared_wavefronts: float = 0,
+    cluster_sectors: float = 0,
     global_sectors: float = 0,
     mma_flops: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
@@ -127,7 +130,9 @@ def bounds(
     tensor = sum(flops / (device.tensor_tflops[type_] * 1e12) for type_, flops in (mma_flops or {}).items())
     return {
         "dram": dram_bytes / (device.dram_gb_s * 1e9),
-        "shared": seconds((shared_wavefronts + count("shuffle")) * 128 / SHARED_BYTES_PER_CLOCK),
+        "shared": seconds(
+            ((shared_wavefronts + count("shuffle")) * 128 + cluster_sectors * 32) / SHARED_BYTES_PER_CLOCK
+        ),
         "l1": seconds((global_sectors * 32 + count("mem_local") * 128) / L1_BYTES_PER_CLOCK),
         "issue": seconds(sum(instructions.values()) / SCHEDULERS),
         "fma": max(at_lanes(float_lanes, device.fp32_lanes), at_lanes(integer_products, device.imad_lanes)),

@@ -1,4 +1,4 @@
-"""The SIMT machine: batches of blocks, divergence, barriers.
+"""The SIMT machine: batches of blocks and clusters of blocks, divergence, barriers.
 
 All threads of a batch of blocks run each instruction as one NumPy operation. Divergence is a work list {pc: lanes} of
 which the lowest pc always advances, so that lanes meet again at the join. Throughout, `ix` is the sorted array of
@@ -22,6 +22,7 @@ from .ptx import UNSIGNED, Instr, Kernel, kind_and_bits, numpy_type
 CONTROL = ("bra", "ret", "exit", "bar", "barrier")
 LANES_PER_BATCH = 1 << 14
 NOWHERE = 1 << 60
+CLUSTER = "cluster"  # its barrier, among those of a block, which have numbers
 
 Argument = np.ndarray | Pointer | Struct | bytes | int | float | np.generic
 
@@ -34,6 +35,8 @@ class Machine:
         lane_block, thread, warp: block in the batch, thread in the block and warp in the batch of each lane.
         block_number: block in the grid of each lane.
         block_epoch, warp_epoch: barriers passed by each block, and `bar.warp.sync` by each warp.
+        cluster_epoch: barriers of its cluster passed by each block; they count as the block's, too.
+        live: the lanes that have not returned.
         carry: the condition code of each lane.
     """
 
@@ -49,14 +52,18 @@ class Machine:
         blocks: Iterable[int] | None,
         approximate: bool,
         batch_lanes: int,
+        cluster: int,
     ) -> None:
-        self.kernel, self.grid, self.block = kernel, grid, block
+        self.kernel, self.grid, self.block, self.cluster = kernel, grid, block, cluster
         self.threads_per_block = block[0] * block[1] * block[2]
         self.warps_per_block = -(-self.threads_per_block // 32)
         self.shared_bytes = -(-(kernel.dynamic_offset + dynamic_shared) // 16) * 16
         self.races, self.approximate = races, approximate
         total = grid[0] * grid[1] * grid[2]
         todo = np.arange(total) if blocks is None else np.asarray(list(blocks), int)
+        whole = (todo[::cluster, None] // cluster * cluster + np.arange(cluster)).reshape(-1)
+        if not np.array_equal(todo, whole):
+            raise ValueError(f"blocks: expected whole clusters of {cluster} blocks, got {todo.tolist()}")
         self.counters = Counters(kernel, total, len(todo), self.threads_per_block)
         pointers = [each for arg in args for each in (arg.pointers.values() if isinstance(arg, Struct) else [arg])]
         arrays = [each.array if isinstance(each, Pointer) else each for each in pointers]
@@ -68,12 +75,12 @@ class Machine:
         self._code: list[Callable | None] = [
             None if instr.op in CONTROL else compile_instruction(self, instr) for instr in kernel.code
         ]
-        self._run(todo, max(1, batch_lanes // self.threads_per_block))
+        self._run(todo, max(1, batch_lanes // (self.threads_per_block * cluster)) * cluster)
 
     def _run(self, todo: np.ndarray, step: int) -> None:
         """All blocks, in two halves: what the second one adds in DRAM traffic is what more blocks would add."""
-        memory, half = self.global_memory, (len(todo) + 1) // 2
-        self.counters.array_bytes = [region.data.nbytes for region in memory.regions]
+        memory, half = self.global_memory, (len(todo) // self.cluster + 1) // 2 * self.cluster
+        self.counters.first_half, self.counters.array_bytes = half, [region.data.nbytes for region in memory.regions]
         for start in range(0, half, step):
             self._run_batch(todo[start : min(start + step, half)])
         first = memory.touched()
@@ -116,9 +123,11 @@ class Machine:
         self._set_special_registers(self.block_number)
         self._registers: dict[str, np.ndarray] = {}
         self.carry = np.zeros(self.size, bool)
-        self.block_epoch, self.warp_epoch = np.zeros(self.batch_size, np.int32), np.zeros(self.warp_count, np.int32)
+        self.block_epoch, self.cluster_epoch, self.warp_epoch = (
+            np.zeros(count, np.int32) for count in (self.batch_size, self.batch_size, self.warp_count)
+        )
         self.memory.start_batch()
-        self._live, self._waiting = np.ones(self.size, bool), {}
+        self.live, self._waiting = np.ones(self.size, bool), {}
         self._todo: dict[int, np.ndarray | None] = {0: None}
         while self._todo or self._waiting:
             if self._todo:
@@ -139,6 +148,7 @@ class Machine:
         for axis, name in enumerate("xyz"):
             values[f"%ntid.{name}"] = np.full(self.size, self.block[axis])
             values[f"%nctaid.{name}"] = np.full(self.size, self.grid[axis])
+        values |= {"%cluster_ctarank": block % self.cluster, "%cluster_nctarank": np.full(self.size, self.cluster)}
         self.special_registers = {name: value.astype(np.uint32) for name, value in values.items()}
 
     def _advance(self) -> None:
@@ -188,11 +198,13 @@ class Machine:
         if instr.op == "bra":
             self._schedule(self.kernel.labels[instr.args[-1]], taken)
         elif instr.op in ("ret", "exit"):
-            self._live[taken] = False
+            self.live[taken] = False
         elif "warp" in instr.mods:
             self.warp_epoch[np.unique(self.warp[taken])] += 1
             self._schedule(following, taken)
-        elif not {"red", "arrive", "cluster"}.isdisjoint(instr.mods) or (instr.args and instr.args[0].startswith("%")):
+        elif "cluster" in instr.mods:
+            self._cluster_barrier(instr, taken)
+        elif not {"red", "arrive"}.isdisjoint(instr.mods) or (instr.args and instr.args[0].startswith("%")):
             raise Unsupported(instr.text)
         else:
             barrier, count = (*(int(arg, 0) for arg in instr.args), 0, 0)[:2]
@@ -207,15 +219,34 @@ class Machine:
             lanes = None if others is None else np.union1d(others, lanes)
         self._todo[pc] = None if lanes is None or len(lanes) == self.size else lanes
 
+    def _cluster_barrier(self, instr: Instr, taken) -> None:
+        """Arrival and wait as one: nothing may stand between them."""
+        code, following = self.kernel.code, instr.pc + 1
+        arrives = "arrive" in instr.mods
+        if "relaxed" in instr.mods or (arrives and code[following].mods[:2] != ["cluster", "wait"]):
+            raise Unsupported(instr.text)
+        if arrives:
+            self._schedule(following, taken)
+        else:
+            self._waiting.setdefault((CLUSTER, 0), []).append((following, taken))
+
     def _release_barriers(self) -> None:
-        """Let go the blocks of which every live thread (or the number that the barrier names) has come."""
-        live = np.bincount(self.lane_block[self._live], minlength=self.batch_size)
+        """Let go the blocks or clusters of which every live thread (or the number that the barrier names) has come."""
+
+        def threads(lanes, barrier) -> np.ndarray:
+            """Of each block, or of its whole cluster."""
+            by_block = np.bincount(self.lane_block[lanes], minlength=self.batch_size)
+            if barrier != CLUSTER:
+                return by_block
+            return np.repeat(by_block.reshape(-1, self.cluster).sum(1), self.cluster)
+
         still_waiting, progress = {}, False
         for (barrier, count), arrivals in self._waiting.items():
-            here = sum(np.bincount(self.lane_block[lanes], minlength=self.batch_size) for _, lanes in arrivals)
-            complete = (here == count) if count else (here == live) & (here > 0)
+            here = sum(threads(lanes, barrier) for _, lanes in arrivals)
+            complete = (here == count) if count else (here == threads(self.live, barrier)) & (here > 0)
             progress |= bool(complete.any())
             self.block_epoch[complete] += 1
+            self.cluster_epoch[complete] += barrier == CLUSTER
             self.counters.barriers += int(complete.sum())
             for pc, lanes in arrivals:
                 go = complete[self.lane_block[lanes]]
@@ -223,7 +254,7 @@ class Machine:
                 if not go.all():
                     still_waiting.setdefault((barrier, count), []).append((pc, lanes[~go]))
         if not progress:
-            raise EmulationError("deadlock: not all threads of a block reach the barrier")
+            raise EmulationError("deadlock: not all threads of a block, or of a cluster, reach the barrier")
         self._waiting = still_waiting
 
     # -- lanes and registers, for the instructions
@@ -282,6 +313,7 @@ class Launch:
 
     Attributes:
         dynamic_shared: bytes of dynamic shared memory per block.
+        cluster: blocks of a cluster.
         counters: None if the kernel was only compiled.
         constants: what the kernel was specialised for, where its source is a template.
     """
@@ -290,6 +322,7 @@ class Launch:
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     dynamic_shared: int = 0
+    cluster: int = 1
     counters: Counters | None = None
     constants: dict[str, object] = field(default_factory=dict)
 
@@ -311,6 +344,7 @@ def launch(
     blocks: Iterable[int] | None = None,
     approximate: bool = True,
     batch_lanes: int = LANES_PER_BATCH,
+    cluster: int = 1,
 ) -> Launch:
     """Run a kernel.
 
@@ -322,10 +356,11 @@ def launch(
         dynamic_shared: bytes of dynamic shared memory.
         races: look for races.
         count: count memory traffic.
-        blocks: linear indices of the blocks to run, all by default.
+        blocks: linear indices of the blocks to run, all by default. Of clusters, all blocks in order or none.
         approximate: let .approx functions be as inexact as they may be, and tensor cores truncate their sums. False
             is more exact than a GPU: it tells what these two cost in accuracy.
         batch_lanes: about how many threads run at a time.
+        cluster: so many blocks in a row are a cluster.
 
     Raises:
         EmulationError: the kernel did something illegal; Race and Unsupported are two kinds of it.
@@ -333,5 +368,7 @@ def launch(
     kernel = Kernel(kernel) if isinstance(kernel, str) else kernel
     grid, block = ((*(int(n) for n in shape), 1, 1)[:3] for shape in (grid, block))
     with np.errstate(all="ignore"):
-        machine = Machine(kernel, grid, block, args, dynamic_shared, races, count, blocks, approximate, batch_lanes)
-    return Launch(kernel, grid, block, dynamic_shared, machine.counters)
+        machine = Machine(
+            kernel, grid, block, args, dynamic_shared, races, count, blocks, approximate, batch_lanes, cluster
+        )
+    return Launch(kernel, grid, block, dynamic_shared, cluster, machine.counters)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Generic addresses of the windows of shared and local memory and of the parameters.
 SHARED_BASE, LOCAL_BASE, PARAM_BASE = 1 << 60, 1 << 61, 1 << 62
 WINDOWS = {"param": PARAM_BASE, "local": LOCAL_BASE, "shared": SHARED_BASE, "global": 0}
+PEER_BYTES = 1 << 24  # from block to block in the addresses of shared::cluster; at 0 the own one, which has two
 
 
 class MemoryUnit:
@@ -43,7 +44,7 @@ class MemoryUnit:
         for instr in self._m.kernel.code:
             if instr.op in ("ldmatrix", "stmatrix"):
                 widths.append(2)
-            elif instr.op in ("ld", "st", "atom", "red") and instr.space in ("global", "shared", "generic"):
+            elif instr.op in ("ld", "st", "atom", "red") and instr.space in ("global", "shared", "cluster", "generic"):
                 widths.append(max(1, kind_and_bits(instr.types[-1])[1] // 8))
         return min(widths)
 
@@ -73,7 +74,7 @@ class MemoryUnit:
                 value = self._m.spread(value, ix)
                 value = value if piece.lanes is None else value[piece.lanes]
                 data[at + i if i else at] = value
-                if resolved == "shared" and self.races and (data[at + i] != value).any():
+                if resolved in ("shared", "cluster") and self.races and (data[at + i] != value).any():
                     raise Race("two threads store different values at one shared address in one instruction")
         self.account(resolved, space, pieces, address, width, ix, "store", counted)
 
@@ -90,6 +91,8 @@ class MemoryUnit:
         if space == "global":
             return space, self._global.locate(address, width)
         lanes, offset = self._m.lanes(ix), address.view(np.int64)
+        if space == "cluster":
+            return space, [Piece(None, self._shared, self._peer_index(offset, lanes, width))]
         kernel = self._m.kernel
         size = {"shared": self._m.shared_bytes, "local": kernel.local_size, "param": kernel.param_size}[space]
         high = int(address.max()) + width
@@ -100,6 +103,19 @@ class MemoryUnit:
         if space == "param":
             return space, [Piece(None, self._m.param_bytes, offset)]
         return space, [Piece(None, self._local, offset + lanes * size)]
+
+    def _peer_index(self, offset: np.ndarray, lanes, width: int) -> np.ndarray:
+        """Of addresses of shared::cluster in the batch's shared memory."""
+        peer, offset = offset // PEER_BYTES - 1, offset % PEER_BYTES
+        own, size = self._m.lane_block[lanes], self._m.shared_bytes
+        block = np.where(peer < 0, own, own - own % self._m.cluster + peer)
+        if int(peer.max()) >= self._m.cluster or int(offset.max()) + width > size:
+            raise EmulationError(
+                f"shared::cluster access out of bounds: up to byte {int(offset.max()) + width} of {size}"
+            )
+        if not np.bincount(self._m.lane_block[self._m.live], minlength=self._m.batch_size)[block].all():
+            raise EmulationError("shared::cluster access to a block that has returned")
+        return offset + block * size
 
     @staticmethod
     def _resolve(address: np.ndarray) -> tuple[str, np.ndarray]:
@@ -118,6 +134,11 @@ class MemoryUnit:
         if space == "shared":
             in_block = address - np.uint64(SHARED_BASE) if named == "generic" else address
             self._account_shared(pieces[0].index, in_block, width, ix, what, counted)
+        elif space == "cluster":
+            if self.races:
+                self.races.access(pieces[0].index, width, self._m.lanes(ix), what, None)
+            if counted:
+                self._m.counters.cluster_access(self._m.pc, what, self._m.rows(address, ix), width)
         elif space == "local":
             if counted:
                 self._m.counters.local_access(self._m.pc, what, self._m.rows(address, ix), width)

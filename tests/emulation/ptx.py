@@ -25,7 +25,7 @@ SPECIAL_TYPES = {
     "f32x2": ("f32x2", 64),
 }
 TYPE = re.compile(r"[subf]\d+|" + "|".join(SPECIAL_TYPES))
-STATE_SPACES = ("global", "shared", "local", "param", "const")
+STATE_SPACES = ("global", "shared", "cluster", "local", "param", "const")
 
 
 @lru_cache(None)
@@ -41,8 +41,9 @@ def numpy_type(type_: str) -> type:
 
 
 def state_space(mods: list[str]) -> str:
-    """The state space that a memory instruction names; 'generic' where it names none."""
-    return next((mod.split("__")[0] for mod in mods if mod.split("__")[0] in STATE_SPACES), "generic")
+    """The state space that a memory instruction names, 'cluster' for shared::cluster; 'generic' where it names none."""
+    spaces = ("cluster" if mod == "shared__cluster" else mod.split("__")[0] for mod in mods)
+    return next((space for space in spaces if space in STATE_SPACES), "generic")
 
 
 def elements(operand: str) -> list[str]:

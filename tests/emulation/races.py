@@ -1,8 +1,9 @@
 """Races: two accesses to the same memory, one of which writes, that nothing orders.
 
-Shared memory, within a block: it is watched in cells as wide as the kernel's narrowest access. Each cell remembers its
-last writer and reader with the block's and the warp's barrier epoch at that time; an access by another thread in the
-same epoch is a race, unless a `bar.warp.sync` lies between two threads of one warp.
+Shared memory, within a block or a cluster of blocks: it is watched in cells as wide as the kernel's narrowest access.
+Each cell remembers its last writer and reader with the barrier epochs of the block, the cluster and the warp at that
+time; an access by another thread in the same epoch is a race, unless a `bar.warp.sync` lies between two threads of one
+warp. Between threads of two blocks the cluster's epoch counts.
 
 Device memory, between blocks: each cell remembers the block that wrote it and the blocks that read it.
 
@@ -22,25 +23,27 @@ if TYPE_CHECKING:
     from .machine import Machine
 
 NOBODY = -1
-ONE_THREAD, ONE_WARP, SEVERAL_WARPS = range(3)
+ONE_THREAD, ONE_WARP, SEVERAL_WARPS, SEVERAL_BLOCKS = range(4)
 
 
 class RaceDetector:
     """Watches the shared memory of one batch of blocks.
 
-    As long as all blocks of the batch do the same only the first block's cells are kept (`_first_only`).
+    As long as all blocks of the batch do the same only the first block's cells are kept (`_first_only`), but of
+    clusters all.
     """
 
     def __init__(self, machine: "Machine", cell: int) -> None:
         self._m, self._cell = machine, cell
-        self._first_only = True
+        self._first_only = machine.cluster == 1
         self._outstanding = 0  # bytes of cp.async
         cells = max(1, machine.batch_size * machine.shared_bytes // cell)
         self._writer, self._reader, self._write_epoch, self._read_epoch = (
             np.full(cells, NOBODY, np.int32) for _ in range(4)
         )
+        self._write_cluster_epoch, self._read_cluster_epoch = (np.full(cells, NOBODY, np.int32) for _ in range(2))
         self._write_warp_epoch, self._read_warp_epoch, self._pending = (np.zeros(cells, np.int32) for _ in range(3))
-        self._readers = np.zeros(cells, np.int8)  # of this epoch: ONE_THREAD, ONE_WARP or SEVERAL_WARPS
+        self._readers = np.zeros(cells, np.int8)  # of this epoch: ONE_THREAD, ONE_WARP, ...
 
     def access(self, index, width: int, lanes, what: str, same_in_all_blocks) -> None:
         """Threads `lanes` access `width` bytes at `index` in the batch's shared memory.
@@ -67,6 +70,7 @@ class RaceDetector:
             self._check_against_reads(cells, threads)
             self._writer[cells] = threads
             self._write_epoch[cells], self._write_warp_epoch[cells] = self._epochs(threads)
+            self._write_cluster_epoch[cells] = self._cluster_epoch(threads)
 
     def outstanding(self, index, lanes, nbytes: int, sign: int) -> None:
         """A cp.async of `nbytes` for each lane to in-block byte `index` was issued (+1) or has landed (-1)."""
@@ -83,6 +87,9 @@ class RaceDetector:
         writer = self._writer[cells]
         block_epoch, warp_epoch = self._epochs(threads)
         clash = (self._write_epoch[cells] == block_epoch) & (writer != threads)
+        if self._m.cluster > 1:
+            in_epoch = self._write_cluster_epoch[cells] == self._cluster_epoch(threads)
+            clash = np.where(self._one_block(writer, threads), clash, in_epoch)
         if clash.any():
             clash &= ~(self._one_warp(writer, threads) & (self._write_warp_epoch[cells] < warp_epoch))
         if clash.any():
@@ -95,6 +102,9 @@ class RaceDetector:
         if clash.any():
             synchronised = self._one_warp(reader, threads) & (self._read_warp_epoch[cells] < warp_epoch)
             clash &= ~(synchronised & (self._readers[cells] < SEVERAL_WARPS))
+        if self._m.cluster > 1:
+            others = (self._readers[cells] == SEVERAL_BLOCKS) | ~self._one_block(reader, threads)
+            clash = np.where(others, self._read_cluster_epoch[cells] == self._cluster_epoch(threads), clash)
         if clash.any():
             self._fail("write-after-read", clash, cells, reader, threads)
 
@@ -104,18 +114,32 @@ class RaceDetector:
         same_epoch = self._read_epoch[cells] == block_epoch
         another = same_epoch & (reader != threads) & (reader >= 0)
         kind = np.where(another, np.where(self._one_warp(reader, threads), ONE_WARP, SEVERAL_WARPS), ONE_THREAD)
-        self._readers[cells] = np.where(same_epoch, np.maximum(self._readers[cells], kind), ONE_THREAD)
+        readers = np.where(same_epoch, np.maximum(self._readers[cells], kind), ONE_THREAD)
+        if self._m.cluster > 1:
+            in_epoch = self._read_cluster_epoch[cells] == self._cluster_epoch(threads)
+            others = (self._readers[cells] == SEVERAL_BLOCKS) | ~self._one_block(reader, threads)
+            readers = np.where(others, np.where(in_epoch, SEVERAL_BLOCKS, ONE_THREAD), readers)
+            self._read_cluster_epoch[cells] = self._cluster_epoch(threads)
+        self._readers[cells] = readers
         self._reader[cells], self._read_epoch[cells], self._read_warp_epoch[cells] = threads, block_epoch, warp_epoch
         last = self._reader[cells]
         together = last != threads  # several lanes read one cell in this instruction
         if together.any():
-            shared, one_warp = cells[together], self._one_warp(last[together], threads[together])
-            self._readers[shared] = np.where(one_warp, np.maximum(self._readers[shared], ONE_WARP), SEVERAL_WARPS)
+            shared, last, threads = cells[together], last[together], threads[together]
+            kind = np.where(self._one_warp(last, threads), ONE_WARP, SEVERAL_WARPS)
+            kind = np.where(self._one_block(last, threads), kind, SEVERAL_BLOCKS)
+            np.maximum.at(self._readers, shared, kind.astype(np.int8))
 
     # -- what the rules ask for
 
     def _epochs(self, threads):
         return self._m.block_epoch[self._m.lane_block[threads]], self._m.warp_epoch[self._m.warp[threads]]
+
+    def _cluster_epoch(self, threads):
+        return self._m.cluster_epoch[self._m.lane_block[threads]]
+
+    def _one_block(self, others, threads):
+        return self._m.lane_block[np.maximum(others, 0)] == self._m.lane_block[threads]
 
     def _one_warp(self, others, threads):
         return self._m.warp[np.maximum(others, 0)] == self._m.warp[threads]
@@ -141,9 +165,14 @@ class RaceDetector:
 
     def _fail(self, kind: str, clash, cells, others, threads) -> None:
         first, block = int(np.argmax(clash)), self._m.threads_per_block
+
+        def name(thread) -> str:
+            of_cluster = f" of block {thread // block % self._m.cluster}" if self._m.cluster > 1 else ""
+            return f"{thread % block}{of_cluster}"
+
         raise Race(
-            f"shared {kind} race: byte {self._byte(cells[first])}, threads {int(others[first]) % block} and "
-            f"{int(threads[first]) % block} since the last barrier"
+            f"shared {kind} race: byte {self._byte(cells[first])}, threads {name(int(others[first]))} and "
+            f"{name(int(threads[first]))} since the last barrier"
         )
 
 

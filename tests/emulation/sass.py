@@ -2,8 +2,8 @@
 
 Where ptxas unrolled a loop its copies share the executions of their PTX instruction; how many copies there are is the
 median over instructions of the basic block that map one to one. The loop's own overhead is then attributed
-approximately. Slow paths that ptxas puts into subroutines (exact division, trigonometry of large arguments) are taken
-as never executed.
+approximately. Slow paths are taken as never executed: those that ptxas puts into subroutines (exact division,
+trigonometry of large arguments), and those of shuffles and barriers for warps that have diverged.
 """
 
 import re
@@ -70,11 +70,40 @@ def classify(opcode: str) -> str:
     return next((name for pattern, name in CLASSES if re.match(pattern, opcode)), "int_alu")
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A line of the listing: `pc` is the PTX instruction's index or None, `labels` stand in front of it."""
+
+    pc: int | None
+    guarded: bool
+    opcode: str
+    operands: str
+    labels: tuple[str, ...]
+
+    @property
+    def targets(self) -> list[str]:
+        """Labels where it goes, or where later ones do by what it prepares (BSSY)."""
+        return re.findall(r"\((\.L_\w+)\)", self.operands)
+
+    @property
+    def leaves(self) -> bool:
+        """Whether the next line is not reached from here."""
+        jumps = self.opcode == "BRA" and re.fullmatch(r"\s*`\(\.L_\w+\)\s*;", self.operands)
+        return not self.guarded and bool(jumps or self.opcode.startswith(("EXIT", "RET", "BRX", "JMX")))
+
+
 @lru_cache(256)
 def _code(cubin: bytes, entry: str) -> list[tuple[int | None, str]]:
-    """(PTX instruction index or None, opcode) of a kernel, without padding and subroutines."""
-    code, inside, pc, label, exited = [], False, None, None, False
-    for line in map(str.strip, disassemble(cubin).split("\n")):
+    """(PTX instruction index or None, opcode) of a kernel, without padding and slow paths."""
+    lines = _listing(disassemble(cubin), entry)
+    slow = _diverged_only(lines)
+    return [(line.pc, line.opcode) for i, line in enumerate(lines) if i not in slow and line.opcode != "NOP"]
+
+
+def _listing(text: str, entry: str) -> list[_Line]:
+    """Without subroutines and the endless loop at the end."""
+    lines, labels, inside, pc, exited = [], (), False, None, False
+    for line in map(str.strip, text.split("\n")):
         if line == f".text.{entry}:":
             inside = True
         elif line.startswith(".section") or re.match(r"(\$.*|__internal.*):$", line):
@@ -83,18 +112,39 @@ def _code(cubin: bytes, entry: str) -> list[tuple[int | None, str]]:
             number = re.search(r'"ptx", line (\d+)', line)
             pc = int(number.group(1)) - 1 if number else pc
         elif inside and re.match(r"\.L_\w+:$", line):
-            label = line[:-1]
-        elif inside:
-            match = re.match(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)(.*)", line)
-            if not match:
+            labels += (line[:-1],)
+        elif inside and (match := re.match(r"/\*[0-9a-f]{4,}\*/\s+(@!?\w+\s+)?([A-Z][\w.]*)(.*)", line)):
+            found = _Line(pc, bool(match[1]), match[2], match[3], labels)
+            endless_loop = exited and found.opcode == "BRA" and not {*found.targets}.isdisjoint(labels)
+            if not endless_loop:
+                lines.append(found)
+            exited |= found.opcode.startswith("EXIT")
+            labels = ()
+    return lines
+
+
+def _diverged_only(lines: list[_Line]) -> set[int]:
+    """Lines that only BRA.DIV leads to, which a warp takes whose lanes have not met."""
+    at = {label: i for i, line in enumerate(lines) for label in line.labels}
+    named = {label for line in lines for label in line.targets}
+    slow = {at[label] for line in lines if line.opcode == "BRA.DIV" for label in line.targets}
+
+    def reached(from_: set[int], divergent: bool) -> set[int]:
+        found, todo = set(), list(from_)
+        while todo:
+            i = todo.pop()
+            if i in found or i == len(lines):
                 continue
-            opcode, operands = match.groups()
-            endless_loop = exited and label and opcode.startswith("BRA") and f"({label})" in operands
-            if opcode != "NOP" and not endless_loop:
-                code.append((pc, opcode))
-            exited |= opcode.startswith("EXIT")
-            label = None
-    return code
+            found.add(i)
+            line = lines[i]
+            if divergent or line.opcode != "BRA.DIV":
+                todo += [at[label] for label in line.targets if label in at]
+            if not line.leaves:
+                todo.append(i + 1)
+        return found
+
+    entered = {0} | {i for label, i in at.items() if label not in named}  # by jump tables
+    return reached(slow, True) - reached(entered, False)
 
 
 def _copies(kernel: Kernel, by_pc: dict[int | None, list[str]]) -> dict[int, int]:

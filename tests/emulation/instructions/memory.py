@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import Unsupported
+from ..errors import EmulationError, Unsupported
 from ..memory import as_words
-from ..memory_unit import LOCAL_BASE, SHARED_BASE, WINDOWS
+from ..memory_unit import LOCAL_BASE, PEER_BYTES, SHARED_BASE, WINDOWS
 from ..ptx import SIGNED, UNSIGNED, Instr, elements, kind_and_bits, numpy_type
 from .arithmetic import PACKED
 from .operands import address, reader, writer
@@ -102,6 +102,22 @@ def convert_address(m: "Machine", instr: Instr) -> Step:
     base = WINDOWS.get(instr.space, 0)
     distance = np.uint64((-base if "to" in instr.mods else base) & (2**64 - 1))
     return lambda ix: write(ix, read(ix) + distance)
+
+
+@instruction("mapa")
+def map_to_cluster(m: "Machine", instr: Instr) -> Step:
+    """The address that one of this block's shared memory has in another block of the cluster."""
+    if instr.space != "cluster" or instr.types[-1] != "u32":
+        raise Unsupported("mapa of a generic address")
+    write, read, read_rank = writer(m, instr.args[0]), *(reader(m, arg, "u32") for arg in instr.args[1:3])
+
+    def step(ix):
+        rank = read_rank(ix)
+        if (rank >= m.cluster).any():
+            raise EmulationError(f"mapa to block {int(rank.max())} of a cluster of {m.cluster}")
+        write(ix, read(ix) + (rank + np.uint32(1)) * np.uint32(PEER_BYTES))
+
+    return step
 
 
 @instruction("isspacep")

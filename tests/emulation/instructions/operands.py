@@ -22,7 +22,7 @@ def reader(m: "Machine", operand: str, type_: str) -> Reader:
     if m.kernel.register_type(operand) is not None:
         return _register_reader(m, operand, target, bits)
     if operand.startswith("%"):
-        if not re.match(r"%(tid|ntid|ctaid|nctaid|laneid|warpid|lanemask)", operand):
+        if not re.match(r"%(tid|ntid|ctaid|nctaid|laneid|warpid|lanemask|cluster_n?ctarank)", operand):
             raise Unsupported(f"register {operand}")
 
         def read_special(ix):
