@@ -143,6 +143,22 @@ def test_whitened_mse_leaves_out_bins_without_weight(size, dtype):
     assert torch.count_nonzero(whitened[2]) == 0
 
 
+def test_whitened_mse_leaves_out_bins_whose_weight_is_not_a_number():
+    planes, target = torch.randn(2, 4, 32, 32)
+    weight = random_weight(32, 32)
+    weight[5, 3] = torch.nan
+    weight[16, 7] = torch.nan
+    assert_operator_close("whitened_mse", planes, target, weight)
+
+
+@pytest.mark.parametrize("size", [(1, 2**16), (1, 2**20), (3, 1009), (512, 300)], ids=str)
+def test_whitened_mse_of_many_pixels_is_a_sum_without_bias(size):
+    planes, target = torch.randn(2, 1, *size)
+    expected = reference.whitened_mse(planes.double(), target.double(), random_weight(*size).double())
+    loss = sagd.whitened_mse(planes, target, random_weight(*size))
+    assert abs(loss - expected) < 2**-22 * expected  # two roundings of a float32, however many values there are
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [

@@ -78,6 +78,7 @@ class PlaneTransform {
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       if (many_registers && partners > 0) {
         forward(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h) {
+          h = opaque(h);  // or the loop would keep an address for each of the butterfly's points, more than registers
           return Point<T>{read(0, h, j0, n), read(0, h, partner, partners)};
         });
       } else {
@@ -109,10 +110,17 @@ class PlaneTransform {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
       Vec<T> sum = {};
+      double row_sums[L] = {};
+      const auto add = [&](int i, Vec<T> value) {
+        sum += value;
+        if (i % 64 < 63) [[likely]] return;  // sums of a few dozen values in T, of the rest in double
+        for (int lane = 0; lane < L; ++lane) row_sums[lane] += double(sum[lane]);
+        sum = Vec<T>{};
+      };
       const auto weigh = [&](int i, Point<T> point) {
         if (fetches) fetch(strip * width_ + i, 2 * L);
         const Point<T> y = point * weight[i];
-        if constexpr (measure) sum += power(point, y);
+        if constexpr (measure) add(i, power(point, y));
         return y;
       };
       // Lane 0 of the first strip holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
@@ -124,7 +132,7 @@ class PlaneTransform {
         if constexpr (measure) {
           const Point<T> top = {point.re + negative.re, point.im - negative.im};
           const Vec<T> packed = (power(top, top) * weight[i] + power(bottom, bottom) * weight_.bottom[i]) * T(0.25);
-          sum += in_lane_0(packed, power(point, y));
+          add(i, in_lane_0(packed, power(point, y)));
         }
         return y;
       };
@@ -146,7 +154,7 @@ class PlaneTransform {
       }
       if constexpr (measure) {
         // row k stands for -k too, but not the two packed ones
-        for (int i = 0; i < L; ++i) total += (strip == 0 && i == 0 ? 1 : 2) * double(sum[i]);
+        for (int i = 0; i < L; ++i) total += (strip == 0 && i == 0 ? 1 : 2) * (row_sums[i] + double(sum[i]));
       }
     }
     if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
@@ -205,6 +213,7 @@ class PlaneTransform {
       *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
       if (fused && many_registers && partners > 0) {
         inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
+          h = opaque(h);  // as above
           write(0, h, j0, n, v.re);
           write(0, h, partner, partners, v.im);
         });

@@ -57,17 +57,17 @@ SAGD_INLINE To bits(From from) {
   return to;
 }
 
-// The vector or pointer itself, in a register: the compiler does not know how it came about.
+// The vector, number or pointer itself, in a register: the compiler does not know how it came about.
 template <class V>
 SAGD_INLINE V opaque(V v) {
 #if defined(__x86_64__)
-  if constexpr (std::is_pointer_v<V>) {
+  if constexpr (std::is_scalar_v<V>) {
     asm("" : "+r"(v));
   } else {
     asm("" : "+v"(v));
   }
 #elif defined(__aarch64__)
-  if constexpr (std::is_pointer_v<V>) {
+  if constexpr (std::is_scalar_v<V>) {
     asm("" : "+r"(v));
   } else {
     asm("" : "+w"(v));

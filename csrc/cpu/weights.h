@@ -14,7 +14,7 @@ enum class WeightMap { value, inverse_square };
 template <WeightMap map, class V, class T>
 SAGD_INLINE V mapped(V w, T factor) {
   if constexpr (map == WeightMap::value) return w * factor;
-  else return w > 0 ? factor / (w * w) : w * 0;
+  else return w > 0 ? factor / (w * w) : V{};
 }
 
 template <class V>
