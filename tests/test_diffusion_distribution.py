@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from conftest import random_weight
-from torch.distributions import Independent, MultivariateNormal, kl_divergence
+from torch.distributions import Distribution, Independent, MultivariateNormal, kl_divergence
 
 import sagd_kernels as sagd
 from sagd_kernels import reference, weights
@@ -13,6 +13,12 @@ from sagd_kernels.diffusion import SpectralNormal
 
 D = torch.float64
 SIZES = [(1, 1), (1, 6), (5, 1), (2, 2), (4, 4), (3, 5), (4, 3), (5, 4)]
+
+
+@pytest.fixture(autouse=True)
+def validated():
+    """Distributions check their arguments, as torch has it until the first `torch.compile` of a process ends that."""
+    Distribution.set_default_validate_args(True)
 
 
 def covariance(weight, width):

@@ -336,6 +336,25 @@ def test_a_warp_barrier_orders_one_warp(between, threads, race):
         launch(single(body), (1,), (threads,), [])
 
 
+@pytest.mark.parametrize(
+    ("between", "threads", "race"),
+    [
+        ("bar.sync 0;", 64, False),
+        ("bar.warp.sync 0xffffffff;", 32, False),
+        ("bar.warp.sync 0xffffffff;", 64, True),
+        ("", 32, True),
+    ],
+)
+def test_a_thread_writes_what_it_read_after_the_others(between, threads, race):
+    body = f"""setp.eq.u32 %p1, %r0, 0; ld.shared.u32 %r2, [tile]; {between}
+        @%p1 ld.shared.u32 %r2, [tile]; @%p1 st.shared.u32 [tile], %r0;"""
+    if race:
+        with pytest.raises(Race, match="write-after-read"):
+            launch(single(body), (1,), (threads,), [])
+    else:
+        launch(single(body), (1,), (threads,), [])
+
+
 def between_blocks(load: str, store: str) -> str:
     """Each thread of 64 blocks loads and stores at these multiples of 4 bytes."""
     return single(

@@ -112,6 +112,9 @@ class RaceDetector:
         reader = self._reader[cells]
         block_epoch, warp_epoch = self._epochs(threads)
         same_epoch = self._read_epoch[cells] == block_epoch
+        # what a warp had read before it synchronised, nothing that it does now can collide with
+        done = self._one_warp(reader, threads) & (self._readers[cells] < SEVERAL_WARPS)
+        same_epoch &= ~(done & (self._read_warp_epoch[cells] < warp_epoch))
         another = same_epoch & (reader != threads) & (reader >= 0)
         kind = np.where(another, np.where(self._one_warp(reader, threads), ONE_WARP, SEVERAL_WARPS), ONE_THREAD)
         readers = np.where(same_epoch, np.maximum(self._readers[cells], kind), ONE_THREAD)
