@@ -316,7 +316,7 @@ def test_blocks_that_use_other_addresses(lanes):
         launch(kernel("rotateILb0E"), (blocks,), (64,), [x.copy()], batch_lanes=lanes)
 
 
-@pytest.mark.parametrize(
+each_barrier = pytest.mark.parametrize(
     ("between", "threads", "race"),
     [
         ("bar.sync 0;", 64, False),
@@ -325,6 +325,9 @@ def test_blocks_that_use_other_addresses(lanes):
         ("", 32, True),
     ],
 )
+
+
+@each_barrier
 def test_a_warp_barrier_orders_one_warp(between, threads, race):
     """The first thread of the last warp writes, all read."""
     body = f"""setp.eq.u32 %p1, %r0, {threads - 32};
@@ -336,15 +339,7 @@ def test_a_warp_barrier_orders_one_warp(between, threads, race):
         launch(single(body), (1,), (threads,), [])
 
 
-@pytest.mark.parametrize(
-    ("between", "threads", "race"),
-    [
-        ("bar.sync 0;", 64, False),
-        ("bar.warp.sync 0xffffffff;", 32, False),
-        ("bar.warp.sync 0xffffffff;", 64, True),
-        ("", 32, True),
-    ],
-)
+@each_barrier
 def test_a_thread_writes_what_it_read_after_the_others(between, threads, race):
     body = f"""setp.eq.u32 %p1, %r0, 0; ld.shared.u32 %r2, [tile]; {between}
         @%p1 ld.shared.u32 %r2, [tile]; @%p1 st.shared.u32 [tile], %r0;"""
