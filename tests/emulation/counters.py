@@ -207,13 +207,10 @@ class Counters:
         wavefronts, ideal, lanes = self._bank_cache[key]
         self._add(pc, "shared", what, Traffic(len(rows), lanes * width, 0, 0, wavefronts, ideal), times)
 
-    def global_access(self, pc: int, what: str, rows: np.ndarray, width: int, array: int) -> None:
-        """An access that reaches several arrays counts for the first of them."""
+    def sector_access(self, pc: int, space: str, what: str, rows: np.ndarray, width: int, array: int = -1) -> None:
+        """Of the global space or a cluster's. An access that reaches several arrays counts for the first of them."""
         traffic = Traffic(len(rows), int((rows >= 0).sum()) * width, *sector_count(rows, width))
-        self._add(pc, "global", what, traffic, array=array)
-
-    def cluster_access(self, pc: int, what: str, rows: np.ndarray, width: int) -> None:
-        self._add(pc, "cluster", what, Traffic(len(rows), int((rows >= 0).sum()) * width, *sector_count(rows, width)))
+        self._add(pc, space, what, traffic, array=array)
 
     def local_access(self, pc: int, what: str, rows: np.ndarray, width: int) -> None:
         self._add(pc, "local", what, Traffic(len(rows), int((rows >= 0).sum()) * width))

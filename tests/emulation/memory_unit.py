@@ -138,7 +138,7 @@ class MemoryUnit:
             if self.races:
                 self.races.access(pieces[0].index, width, self._m.lanes(ix), what, None)
             if counted:
-                self._m.counters.cluster_access(self._m.pc, what, self._m.rows(address, ix), width)
+                self._m.counters.sector_access(self._m.pc, "cluster", what, self._m.rows(address, ix), width)
         elif space == "local":
             if counted:
                 self._m.counters.local_access(self._m.pc, what, self._m.rows(address, ix), width)
@@ -153,7 +153,7 @@ class MemoryUnit:
                 self._between_blocks.access(piece, width, owner, what)
         if counted:
             rows = self._m.rows(address, ix)
-            self._m.counters.global_access(self._m.pc, what, rows, width, pieces[0].region.number)
+            self._m.counters.sector_access(self._m.pc, "global", what, rows, width, pieces[0].region.number)
             for piece in pieces:
                 piece.region.touch(piece.index, what)
 

@@ -82,7 +82,7 @@ def _issue(m: "Machine", instr: Instr) -> Step:
 
 def _count_source(m: "Machine", source, nbytes: int, lanes) -> None:
     _, pieces = m.memory.locate("global", source, nbytes, lanes)
-    m.counters.global_access(m.pc, "load", m.rows(source, lanes), nbytes, pieces[0].region.number)
+    m.counters.sector_access(m.pc, "global", "load", m.rows(source, lanes), nbytes, pieces[0].region.number)
     for piece in pieces:
         piece.region.touch(piece.index, "load")
 
