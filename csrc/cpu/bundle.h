@@ -99,9 +99,9 @@ class BundleTransform {
     }
   }
 
-  // As PlaneTransform::weigh_rows, with a sum for each lane. Nothing is fetched, here and below, which was no faster.
-  template <bool filter, bool measure, bool>
-  void weigh_rows(double* sums, Fetch) {
+  // As PlaneTransform::weigh_rows, with a sum for each lane.
+  template <bool filter, bool measure, class Fetch>
+  void weigh_rows(double* sums, Fetch fetch) {
     Vec<T> packed = {}, sum = {};
     const auto weigh_packed = [&](int i, Point<T> point, Point<T> negative) {
       const Point<T> bottom = {point.re - negative.re, point.im + negative.im};
@@ -111,7 +111,7 @@ class BundleTransform {
       }
       return point * weight_[i] + bottom * bottom_excess_[i];
     };
-    separate(0);
+    separate(0, fetch);
     if constexpr (filter) {
       convolve_pairs(row_plan_, row_, prime_scratch_, weigh_packed);
       join(0);
@@ -126,7 +126,7 @@ class BundleTransform {
         if constexpr (measure) sum += power(point, y);
         return y;
       };
-      separate(k);
+      separate(k, fetch);
       if constexpr (filter) {
         convolve(row_plan_, row_, prime_scratch_, weigh);
         join(k);
@@ -141,8 +141,8 @@ class BundleTransform {
   }
 
   // As PlaneTransform::noise_rows: the planes of the lanes are `blocks_per_plane` blocks apart in the stream.
-  template <bool>
-  void noise_rows(Stream stream, uint64_t blocks_per_plane, Fetch) {
+  template <class Fetch>
+  void noise_rows(Stream stream, uint64_t blocks_per_plane, Fetch fetch) {
     const unsigned __int128 origin = stream.counter;
     const int orbits = width_ / 2 + 1;
     const auto orbit = [&](int k, int l) { return origin + uint64_t(k) * orbits + l; };
@@ -153,6 +153,7 @@ class BundleTransform {
     for (int k = 1; k < packed_rows_; ++k) {
       const Vec<T>* weight = weight_ + k * width_;
       for (int l = 0; l < orbits; ++l) {
+        fetch((k - 1) * orbits + l, 4 * L);
         Vec<T> g[4];
         normals.draw(g, l + 1 < orbits ? orbit(k, l + 1) : orbit(row_after(k), 0), planes_apart);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
@@ -199,10 +200,19 @@ class BundleTransform {
   }
 
  private:
+  // Where the column transforms leave the row that is packed with row k by symmetry: -k, or height / 2 for row 0; one behind
+  // the end if there is none (row 0 of an odd height).
+  SAGD_INLINE int partner(int k) const {
+    if (k > 0) return column_plan_.position[height_ - k];
+    return height_ % 2 == 0 ? column_plan_.position[height_ / 2] : height_;
+  }
+
   // Rows k and -k of the packed columns Z = A + i B -> twice row k of the half spectra A and B.
-  SAGD_INLINE void separate(int k) {
-    const int here = column_plan_.position[k], mirror = partner(column_plan_, k);
+  template <class Fetch>
+  SAGD_INLINE void separate(int k, Fetch fetch) {
+    const int here = column_plan_.position[k], mirror = partner(k);
     for (int j = 0; j < packed_columns_; ++j) {
+      fetch(k * packed_columns_ + j, 4 * L);
       const Point<T> z = column(j)[here], y = column(j)[mirror];
       row_[2 * j] = k == 0 ? Point<T>{z.re + z.re, y.re + y.re} : Point<T>{z.re + y.re, z.im - y.im};
       row_[2 * j + 1] = k == 0 ? Point<T>{z.im + z.im, y.im + y.im} : Point<T>{z.im + y.im, y.re - z.re};
@@ -212,7 +222,7 @@ class BundleTransform {
 
   // The way back: rows k of A and B -> Z = A + i B and its mirror row conj(A) + i conj(B).
   SAGD_INLINE void join(int k) {
-    const int here = column_plan_.position[k], mirror = partner(column_plan_, k);
+    const int here = column_plan_.position[k], mirror = partner(k);
     for (int j = 0; j < packed_columns_; ++j) {
       const Point<T> a = row_[2 * j], b = row_[2 * j + 1];
       column(j)[here] = k == 0 ? Point<T>{a.re, b.re} : Point<T>{a.re - b.im, a.im + b.re};

@@ -9,13 +9,23 @@ namespace sagd::SAGD_ISA {
 
 // Values that are brought into the second cache (the first one has enough to hold) while a transform works on its rows,
 // which leaves memory alone. It is called with the runs of n values that they consist of, one after the other.
+template <class S>
 struct Fetch {
-  const char* values;
-  int bytes;  // of a value
+  const S* values;
 
   SAGD_INLINE void operator()(int64_t run, int n) const {
-    const char* const from = values + run * n * bytes;
-    for (int at = 0; at < n * bytes; at += 64) __builtin_prefetch(from + at, 0, 2);
+    const char* const from = reinterpret_cast<const char*>(values + run * n);
+    for (int at = 0; at < n * int(sizeof(S)); at += 64) __builtin_prefetch(from + at, 0, 2);
+  }
+};
+
+template <class S>
+struct FetchBoth {
+  Fetch<S> first, second;
+
+  SAGD_INLINE void operator()(int64_t run, int n) const {
+    first(run, n);
+    second(run, n);
   }
 };
 

@@ -214,15 +214,6 @@ SAGD_INLINE void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Wr
   for (int i = 0; i < plan.length; ++i) write(i, x[i]);
 }
 
-// Real rows come in pairs after a transform of `length` packed columns: row k and the row that is packed with it by
-// symmetry, -k, or length / 2 for row 0. This is where the transform leaves the latter; one behind the end if there
-// is none (row 0 of an odd length).
-template <class T>
-SAGD_INLINE int partner(const Plan<T>& plan, int k) {
-  if (k > 0) return plan.position[plan.length - k];
-  return plan.length % 2 == 0 ? plan.position[plan.length / 2] : plan.length;
-}
-
 // ---- forward, a pointwise step, inverse: the last forward stage, the step and the first inverse stage in one pass
 
 template <int R, class T, class Pointwise>

@@ -42,13 +42,12 @@ template <class S, int planes>
   }
 }
 
-// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered. `fetches_next`:
-// a read fetches the same values of the next group.
-template <class S, int planes, bool fetches_next = true>
+// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered.
+template <class S, int planes>
 struct Reader {
   const S* base[planes];
   int64_t row_stride;
-  int64_t ahead = 0;  // from a group to the next one; beyond the last one, a prefetch of anything does no harm
+  int64_t ahead = 0;  // to the values to be fetched; beyond the last plane, a prefetch of anything does no harm
 
   // Lanes beyond n read the first plane, for nothing.
   Reader(const Planes& tensor, const Job& job, int64_t plane, int n, Scratch own = Scratch::input)
@@ -61,29 +60,28 @@ struct Reader {
       for (int lane = 0; lane < planes; ++lane) base[lane] = to + lane * pixels;
       row_stride = job.width;
     } else if (pixels * int64_t(sizeof(S)) <= max_prefetched_bytes) {
-      ahead = tensor.batch.offset(plane + planes) - tensor.batch.offset(plane);
+      const int64_t next = planes > 1 ? 2 * planes : 1;  // the next bundle would come too late
+      ahead = tensor.batch.offset(plane + next) - tensor.batch.offset(plane);
     }
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    if (fetches_next) fetch_next(lane, h, w);
     return load_first(base[lane] + h * row_stride + w, n);
   }
 
+  // The next group's values at the same place.
   SAGD_INLINE void fetch_next(int lane, int h, int w) const {
     __builtin_prefetch(base[lane] + h * row_stride + w + ahead, 0, 2);
   }
+
+  // A group's planes, this one's and the next: as if they were contiguous. Where they are not, it does no harm.
+  Fetch<S> these() const { return {base[0]}; }
+  Fetch<S> next() const { return {base[0] + ahead}; }
 };
 
 template <class S>
 S* output_at(void* output, const Job& job, int64_t plane) {
   return static_cast<S*>(output) + plane * job.height * job.width;
-}
-
-// A group's planes, to be fetched: as if they were contiguous. Where they are not, it does no harm.
-template <class S>
-Fetch fetch_from(const S* first) {
-  return {reinterpret_cast<const char*>(first), sizeof(S)};
 }
 
 // The same of a contiguous output.
@@ -100,6 +98,8 @@ struct Writer {
     if (planes > 1 && lane >= count) return;
     store_first(base + (lane * height + h) * width + w, v, n);
   }
+
+  Fetch<S> these() const { return {base}; }
 };
 
 // The factors of a group's planes.
@@ -210,13 +210,13 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
-      // Large planes are fetched while the ones before them are written, which takes longer than to read those: reading,
-      // it would ask for more lines at a time than the processor waits for.
-      const Reader<S, planes, small> read(job.input, job, plane, n);
-      transform.forward_columns(read);
-      transform.template weigh_rows<true, false, !small>(nullptr, fetch_from(output_at<S>(job.output, job, plane)));
-      const Scale<T, planes> scale(job.scale, plane, n);
+      const Reader<S, planes> read(job.input, job, plane, n);
       const Writer<S, planes> write(job.output, job, plane, n);
+      transform.forward_columns(read);
+      // Large planes are fetched while the ones before them are written, the lines that these are written to before that:
+      // more lines at a time would be more than the processor waits for.
+      transform.template weigh_rows<true, false>(nullptr, small ? read.next() : write.these());
+      const Scale<T, planes> scale(job.scale, plane, n);
       transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) {
         if (!small) read.fetch_next(lane, h, w);
         write(lane, h, w, k, v * scale.of[lane]);
@@ -234,9 +234,9 @@ void shaped_noise(const Job& job, int64_t begin, int64_t end) {
   Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
-    transform.template noise_rows<false>(stream(job, plane), blocks_per_plane(job), {});
-    const Scale<T, planes> scale(job.scale, plane, n);
     const Writer<S, planes> write(job.output, job, plane, n);
+    transform.noise_rows(stream(job, plane), blocks_per_plane(job), write.these());
+    const Scale<T, planes> scale(job.scale, plane, n);
     transform.template inverse_columns<true>(
         [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
   });
@@ -251,9 +251,8 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
-      constexpr bool bundle = planes > 1;  // which fetches as it reads; a single plane while its noise is drawn
-      const Reader<S, planes, bundle> read(job.input, job, plane, n);
-      transform.template noise_rows<!bundle>(stream(job, plane), blocks_per_plane(job), fetch_from(read.base[0]));
+      const Reader<S, planes> read(job.input, job, plane, n);
+      transform.noise_rows(stream(job, plane), blocks_per_plane(job), read.these());
       const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
       const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
       transform.template inverse_columns<small>([=](int lane, int h, int w, int k, Vec<T> v) {
@@ -275,30 +274,36 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
   constexpr int planes = Transform::planes;
   Transform transform(job.height, job.width);
   Weights<WeightMap::inverse_square, T, Transform> weights(job, transform, 0.5 / pixels(job));
-  for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
-    weights.load(plane, n);
-    const Reader<S, planes> input(job.input, job, plane, n);
-    const Reader<S, planes> target(job.target, job, plane, n, Scratch::target);
-    transform.forward_columns(
-        [=](int lane, int h, int w, int k) { return input(lane, h, w, k) - target(lane, h, w, k); });
-    double sums[planes];
-    if (job.output) {
-      by_size<Transform>(job, [&]<bool small>() {
-        transform.template weigh_rows<true, true, !small>(sums, fetch_from(output_at<S>(job.output, job, plane)));
+  by_size<Transform>(job, [&]<bool small>() {
+    for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
+      weights.load(plane, n);
+      const Reader<S, planes> input(job.input, job, plane, n), target(job.target, job, plane, n, Scratch::target);
+      const Writer<S, planes> write(job.output, job, plane, n);
+      // Fetched as by the filter, but that both of a large plane's inputs would be too much for one pass.
+      transform.forward_columns([=](int lane, int h, int w, int k) {
+        if (!small) target.fetch_next(lane, h, w);
+        return input(lane, h, w, k) - target(lane, h, w, k);
       });
-    } else {
-      transform.template weigh_rows<false, true, false>(sums, {});
-    }
-    T scale[planes] = {};
-    for (int lane = 0; lane < n; ++lane) {
-      const double kept = weights.kept[lane] > 0 ? double(weights.kept[lane]) : 1;
-      job.plane_loss[plane + lane] = sums[lane] * 2 / kept;
-      scale[lane] = T(pixels(job) / kept);
-    }
-    if (!job.output) return;
-    const Writer<S, planes> write(job.output, job, plane, n);
-    transform.template inverse_columns<true>(
-        [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale[lane]); });
+      double sums[planes];
+      if (!job.output) {
+        transform.template weigh_rows<false, true>(sums, input.next());
+      } else if constexpr (small) {
+        transform.template weigh_rows<true, true>(sums, FetchBoth<S>{input.next(), target.next()});
+      } else {
+        transform.template weigh_rows<true, true>(sums, write.these());
+      }
+      T scale[planes] = {};
+      for (int lane = 0; lane < n; ++lane) {
+        const double kept = weights.kept[lane] > 0 ? double(weights.kept[lane]) : 1;
+        job.plane_loss[plane + lane] = sums[lane] * 2 / kept;
+        scale[lane] = T(pixels(job) / kept);
+      }
+      if (!job.output) return;
+      transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) {
+        if (!small) input.fetch_next(lane, h, w);
+        write(lane, h, w, k, v * scale[lane]);
+      });
+    });
   });
 }
 

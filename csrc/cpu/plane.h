@@ -6,7 +6,8 @@
 // remain, in the order in which the transform leaves them (Plan::half), and L x L register transposes turn them into
 // strips of L rows, W points each: the plane's spectrum,
 //   spectrum[strip of rows][position of l][lane k], H W numbers in all.
-// Rows 0 and H / 2 are real before the row transform and share lane 0 of the first strip as real and imaginary part.
+// Rows 0 and H / 2 are real before the row transform. Row H / 2 has the lane behind the other rows; where these leave no
+// lane empty, it shares lane 0 of the first strip with row 0, as real and imaginary part: the packed row (weights.h).
 // Nothing of one plane ever meets another.
 //
 // Cost per pixel for H = W = N, per direction: 4 log2 N additions and multiplications in the butterflies and twiddle
@@ -33,32 +34,32 @@ class PlaneTransform {
       : height_(int(height)),
         width_(int(width)),
         packed_columns_((width_ + 1) / 2),
-        packed_rows_((height_ + 1) / 2),
-        row_strips_((packed_rows_ + L - 1) / L),
+        row_strips_((spectrum_rows<T>(height_) + L - 1) / L),
+        packed_(packs_row<T>(height_)),
         // tiles of the last column strip reach beyond the plane
         pitch_(packed_columns_ + (packed_columns_ + L - 1) / L * L),
         column_plan_(plan<T>(height_)),
         row_plan_(plan<T>(width_)) {
     const int prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t spectrum = int64_t(row_strips_) * pitch_, weight = int64_t(row_strips_) * width_;
-    const int64_t points = spectrum + (height_ + 2) + prime;
+    const int64_t points = spectrum + (height_ + 1) + prime;
     Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + row_strips_ * L * sizeof(Rows) +
                          (3 * int64_t(width_) + 2) * sizeof(T)));
     spectrum_ = carve.take<Point<T>>(spectrum);
-    columns_ = carve.take<Point<T>>(height_ + 2);
+    columns_ = carve.take<Point<T>>(height_ + 1);
     prime_scratch_ = carve.take<Point<T>>(prime);
     weight_.table = carve.take<Vec<T>>(weight);
     rows_ = carve.take<Rows>(row_strips_ * L);
     weight_.bottom = carve.take<T>(width_);
     weight_.bottom_excess = carve.take<T>(width_);
     bottom_noise_ = carve.take<T>(width_ + 2);
-    // behind the columns: the missing partner of row 0 where the height is odd, and rows beyond the last
-    for (int i = 0; i < packed_rows_; ++i) {
-      const int k = column_plan_.half[i];
-      rows_[i] = {columns_ + column_plan_.position[k], columns_ + partner(column_plan_, k)};
+    const auto row = [&](int k) { return columns_ + column_plan_.position[k % height_]; };
+    for (int i = 0; i < row_strips_ * L; ++i) rows_[i] = {columns_ + height_, columns_ + height_};  // beyond the last: zero
+    for (int i = 0; i < spectrum_rows<T>(height_); ++i) {
+      const int k = spectrum_row(column_plan_, i);
+      rows_[i] = {row(k), row(height_ - k)};
     }
-    Point<T>* const beyond = columns_ + height_ + 1;
-    for (int i = packed_rows_; i < row_strips_ * L; ++i) rows_[i] = {beyond, beyond};
+    if (packed_) rows_->mirror = row(height_ / 2);
     for (int strip = 0; strip < row_strips_; ++strip) {
       for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
     }
@@ -88,11 +89,12 @@ class PlaneTransform {
         }
         forward(column_plan_, columns_, prime_scratch_);
       }
-      columns_[height_] = columns_[height_ + 1] = Point<T>{};
-      // rows 0 and H / 2, both real, become what the other rows and their mirrors are: z + i y and z - i y
-      const Point<T> z = *rows_->here, y = quarter_turn<true>(*rows_->mirror);
-      *rows_->here = z + y;
-      *rows_->mirror = z - y;
+      columns_[height_] = Point<T>{};
+      if (packed_) {  // rows 0 and H / 2, both real, become what the other rows and their mirrors are: z + i y and z - i y
+        const Point<T> z = *rows_->here, y = quarter_turn<true>(*rows_->mirror);
+        *rows_->here = z + y;
+        *rows_->mirror = z - y;
+      }
       for (int strip = 0; strip < row_strips_; ++strip) separate(strip, j0);
     }
     if (width_ % 2) {  // the missing partner's spectrum is zero, not what rounding left there
@@ -102,8 +104,8 @@ class PlaneTransform {
 
   // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
   // With `measure`, sums[0] becomes the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
-  // With `fetches`, the values of `fetch` are fetched meanwhile, as many as the plane's at least.
-  template <bool filter, bool measure, bool fetches>
+  // Calls fetch(run, n) meanwhile (fetch.h), for as many values as the plane has at least.
+  template <bool filter, bool measure, class Fetch>
   [[gnu::noinline]] void weigh_rows(double* sums, Fetch fetch) {
     double total = 0;
     for (int strip = 0; strip < row_strips_; ++strip) {
@@ -118,7 +120,7 @@ class PlaneTransform {
         sum = Vec<T>{};
       };
       const auto weigh = [&](int i, Point<T> point) {
-        if (fetches) fetch(strip * width_ + i, 2 * L);
+        fetch(strip * width_ + i, 2 * L);
         const Point<T> y = point * weight[i];
         if constexpr (measure) add(i, power(point, y));
         return y;
@@ -126,7 +128,7 @@ class PlaneTransform {
       // Lane 0 of the first strip holds P = top + i bottom, the spectra of rows 0 and H / 2, each of a real row:
       // 2 top(l) = P(l) + conj P(-l), 2 i bottom(l) = P(l) - conj P(-l). The table has the top's weight there.
       const auto weigh_packed = [&](int i, Point<T> point, Point<T> negative) {
-        if (fetches) fetch(strip * width_ + i, 2 * L);
+        fetch(strip * width_ + i, 2 * L);
         const Point<T> bottom = {point.re - negative.re, point.im + negative.im};
         const Point<T> y = point * weight[i] + bottom * lane_0(weight_.bottom_excess[i]);
         if constexpr (measure) {
@@ -137,7 +139,7 @@ class PlaneTransform {
         return y;
       };
       if constexpr (filter) {
-        if (strip == 0) {
+        if (packed_ && strip == 0) {
           convolve_pairs(row_plan_, x, prime_scratch_, weigh_packed);
         } else {
           convolve(row_plan_, x, prime_scratch_, weigh);
@@ -145,7 +147,7 @@ class PlaneTransform {
       } else {
         forward(row_plan_, x, prime_scratch_);
         for (int i = 0; i < width_; ++i) {
-          if (strip == 0) {
+          if (packed_ && strip == 0) {
             weigh_packed(i, x[i], x[row_plan_.mirror[i]]);
           } else {
             weigh(i, x[i]);
@@ -153,45 +155,42 @@ class PlaneTransform {
         }
       }
       if constexpr (measure) {
-        // row k stands for -k too, but not the two packed ones
-        for (int i = 0; i < L; ++i) total += (strip == 0 && i == 0 ? 1 : 2) * (row_sums[i] + double(sum[i]));
+        // row k stands for -k too, but not rows 0 and H / 2
+        for (int i = 0; i < L; ++i) total += (is_real(strip * L + i) ? 1 : 2) * (row_sums[i] + double(sum[i]));
       }
     }
     if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
   }
 
   // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
-  // transformed back. The table must hold the weight times 1 / sqrt(2 height width). `fetches`: see weigh_rows.
-  template <bool fetches>
+  // transformed back. The table must hold the weight times 1 / sqrt(2 height width). `fetch`: see weigh_rows.
+  template <class Fetch>
   void noise_rows(Stream stream, uint64_t /* blocks to the next plane */, Fetch fetch) {
     const int orbits = width_ / 2 + 1;
-    // lanes are rows; one behind the last row has row H / 2, which is drawn with the others if there is such a lane
     const auto rows_apart = [&](int strip) {
-      return words([&](int i) {
-        const int at = strip * L + i;
-        return uint64_t(at < packed_rows_ ? column_plan_.half[at] : height_ / 2) * orbits;
-      });
+      return words([&](int i) { return uint64_t(spectrum_row(column_plan_, strip * L + i)) * orbits; });
     };
-    const bool spare_lane = packed_rows_ < L;
-    if (!spare_lane) draw_bottom(stream);
+    if (packed_) draw_bottom(stream);
     Words apart = rows_apart(0);
     Normals<T> normals(stream, apart, uint64_t(height_) * orbits);
     for (int strip = 0; strip < row_strips_; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
+      const Vec<T> real = real_rows(strip);
+      const bool has_real = strip == 0 || (!packed_ && strip == row_strips_ - 1);
       for (int l = 0; l < orbits; ++l) {
         int next = l + 1;
         if (next == orbits) {
           next = 0;
           apart = rows_apart(strip + 1);
         }
-        if (fetches) fetch(strip * orbits + l, 4 * L);
+        fetch(strip * orbits + l, 4 * L);
         Vec<T> g[4];
         normals.draw(g, stream.counter + next, apart);
         const int here = row_plan_.position[l], mirror = row_plan_.mirror[here];
         Point<T> point = Point<T>{g[0], g[1]} * weight[here], negative = Point<T>{g[2], g[3]} * weight[mirror];
-        if (spare_lane) weigh_bottom(l, g[0][packed_rows_], g[1][packed_rows_]);
-        if (strip == 0) pack_noise(point, negative, mirror == here, bottom_noise_ + 2 * l);
+        if (has_real) make_real(real, point, negative, mirror == here);
+        if (packed_ && strip == 0) pack_bottom(point, negative, bottom_noise_ + 2 * l);
         x[mirror] = negative;
         x[here] = point;
       }
@@ -208,9 +207,11 @@ class PlaneTransform {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       for (int strip = 0; strip < row_strips_; ++strip) join(strip, j0);
-      const Point<T> z = *rows_->here, y = *rows_->mirror;
-      *rows_->here = (z + y) * T(0.5);
-      *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
+      if (packed_) {
+        const Point<T> z = *rows_->here, y = *rows_->mirror;
+        *rows_->here = (z + y) * T(0.5);
+        *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
+      }
       if (fused && many_registers && partners > 0) {
         inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
           h = opaque(h);  // as above
@@ -228,7 +229,7 @@ class PlaneTransform {
   }
 
  private:
-  // Row k and its mirror -k of the packed columns, or the two rows that are real.
+  // Row k and its mirror -k of the packed columns, for the packed row 0 and H / 2.
   struct Rows {
     Point<T>*here, *mirror;
   };
@@ -284,7 +285,16 @@ class PlaneTransform {
     return v;
   }
 
-  // The weighted noise spectrum of row H / 2, (re, im) pairs for l = 0 .. W / 2; zero if the height is odd.
+  bool is_real(int row) const { return row == 0 || row >= (height_ + 1) / 2; }
+
+  // 1 in the lanes of real rows, 0 in the others.
+  Vec<T> real_rows(int strip) const {
+    Vec<T> real = {};
+    for (int i = 0; i < L; ++i) real[i] = is_real(strip * L + i);
+    return real;
+  }
+
+  // The weighted noise spectrum of the packed row H / 2, (re, im) pairs for l = 0 .. W / 2.
   void draw_bottom(Stream stream) {
     const int orbits = width_ / 2 + 1;
     stream.counter += uint64_t(height_ / 2) * orbits;
@@ -293,32 +303,32 @@ class PlaneTransform {
     for (int l0 = 0; l0 < orbits; l0 += L) {
       Vec<T> g[4];
       normals.draw(g, stream.counter + l0 + L, apart);
-      for (int i = 0; i < L && l0 + i < orbits; ++i) weigh_bottom(l0 + i, g[0][i], g[1][i]);
+      for (int i = 0; i < L && l0 + i < orbits; ++i) {
+        const int l = l0 + i, here = row_plan_.position[l];
+        const bool own_negative = row_plan_.mirror[here] == here;
+        bottom_noise_[2 * l] = weight_.bottom[here] * g[0][i] * (own_negative ? root2 : T(1));
+        bottom_noise_[2 * l + 1] = weight_.bottom[here] * g[1][i] * (own_negative ? T(0) : T(1));
+      }
     }
   }
 
-  SAGD_INLINE void weigh_bottom(int l, T re, T im) {
-    const T weight = height_ % 2 == 0 ? weight_.bottom[row_plan_.position[l]] : T(0);
-    bottom_noise_[2 * l] = weight * re;
-    bottom_noise_[2 * l + 1] = weight * im;
+  // The spectrum at l and -l of a real row: F(-l) = conj F(l), and F is real where l is its own negative.
+  SAGD_INLINE static void make_real(Vec<T> real, Point<T>& point, Point<T>& negative, bool own_negative) {
+    if (own_negative) point = {real != 0 ? point.re * root2 : point.re, real != 0 ? Vec<T>{} : point.im};
+    negative = {real != 0 ? point.re : negative.re, real != 0 ? -point.im : negative.im};
   }
 
-  // Makes lane 0 of the spectrum at l and at -l that of the packed row, top + i bottom: both rows are real, so
-  // F(-l) = conj F(l), and F is real where l is its own negative.
-  SAGD_INLINE void pack_noise(Point<T>& point, Point<T>& negative, bool own_negative, const T* bottom) {
-    T bottom_re = bottom[0], bottom_im = bottom[1];
-    if (own_negative) {
-      const T root2 = T(1.41421356237309504880);
-      point = {in_lane_0(point.re * root2, point.re), in_lane_0(Vec<T>{}, point.im)};
-      bottom_re *= root2;
-      bottom_im = 0;
-    }
-    const Vec<T> re = lane_0(bottom_re), im = lane_0(bottom_im);
-    negative = {in_lane_0(point.re, negative.re) + im, in_lane_0(-point.im, negative.im) + re};
+  // Adds i F to lane 0 at l and at -l, F the spectrum of a real row.
+  SAGD_INLINE static void pack_bottom(Point<T>& point, Point<T>& negative, const T* bottom) {
+    const Vec<T> re = lane_0(bottom[0]), im = lane_0(bottom[1]);
+    negative = {negative.re + im, negative.im + re};
     point = {point.re - im, point.im + re};
   }
 
-  int height_, width_, packed_columns_, packed_rows_, row_strips_, pitch_;
+  static constexpr T root2 = T(1.41421356237309504880);
+
+  int height_, width_, packed_columns_, row_strips_, pitch_;
+  bool packed_;
   const Plan<T>&column_plan_, &row_plan_;
   Point<T>*spectrum_, *columns_, *prime_scratch_;
   Rows* rows_;

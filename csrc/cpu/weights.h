@@ -22,9 +22,25 @@ SAGD_INLINE V one_where_positive(V w) {
   return w > 0 ? V{} + 1 : V{};
 }
 
+// Whether row height / 2 shares the lane of row 0: where the rows before it fill all lanes.
+template <class T>
+bool packs_row(int height) {
+  return height % (2 * lanes<T>) == 0;
+}
+
+// The rows of half a spectrum that have lanes of their own, and their frequencies.
+template <class T>
+int spectrum_rows(int height) {
+  return height / 2 + !packs_row<T>(height);
+}
+
+template <class T>
+int spectrum_row(const Plan<T>& plan, int i) {
+  return i < (plan.length + 1) / 2 ? plan.half[i] : plan.length / 2;
+}
+
 // table[strip * width + position]: one vector over the strip's rows k for each position of the row transform.
-// For the packed row: bottom holds row height / 2 (for odd heights: row 0 again) by position, bottom_excess half of
-// what it exceeds row 0 by.
+// For the packed row: bottom holds row height / 2 by position, bottom_excess half of what it exceeds row 0 by.
 // Memory: 2 height width values, filled by one transpose of the weight.
 template <class T>
 struct WeightTable {
@@ -40,7 +56,7 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
   constexpr int L = lanes<T>;
   constexpr bool count_kept = map == WeightMap::inverse_square;
   const int height = column_plan.length, width = row_plan.length;
-  const int rows = (height + 1) / 2, columns = width / 2 + 1;
+  const int rows = spectrum_rows<T>(height), columns = width / 2 + 1;
 
   double kept = 0;  // bins with w > 0
   for (int k0 = 0; k0 < rows; k0 += L) {
@@ -55,8 +71,8 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
       const int n = columns - l0 < L ? columns - l0 : L;
       Vec<T> direct[L] = {}, mirrored[L] = {};  // w(k, l) and w(-k, l) = w(k, -l)
       const auto at = [&](int k) { return weight + k * row_stride + l0 * column_stride; };
-      const auto row = [&](int i) { return at(column_plan.half[i]); };
-      const auto negative = [&](int i) { return at((height - column_plan.half[i]) % height); };
+      const auto row = [&](int i) { return at(spectrum_row(column_plan, i)); };
+      const auto negative = [&](int i) { return at((height - spectrum_row(column_plan, i)) % height); };
       if (n <= 2) {  // the column width / 2 and no other, most often
         for (int j = 0; j < n; ++j) {
           for (int i = 0; i < strip_rows; ++i) {
@@ -79,18 +95,20 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
       }
     }
     if constexpr (count_kept) {
-      for (int i = 0; i < L; ++i) kept += 2 * double(count[i]);  // each row k stands for -k, too
+      for (int i = 0; i < L; ++i) {
+        const int k = spectrum_row(column_plan, k0 + i);
+        kept += (k == 0 || 2 * k == height ? 1 : 2) * double(count[i]);  // row k stands for -k, too
+      }
     }
   }
-
-  const int middle = height % 2 == 0 ? height / 2 : 0;
-  for (int l = 0; l < columns; ++l) {
-    const int here = row_plan.position[l], mirror = row_plan.mirror[here];
-    const T top = weight[l * column_stride], bottom = weight[middle * row_stride + l * column_stride];
-    to.bottom[here] = to.bottom[mirror] = mapped<map>(bottom, factor);
-    to.bottom_excess[here] = to.bottom_excess[mirror] = (to.bottom[here] - mapped<map>(top, factor)) / 2;
-    // row 0 was counted twice, row height / 2 not at all
-    if constexpr (count_kept) kept += ((middle > 0 && bottom > 0) - (top > 0)) * (here == mirror ? 1 : 2);
+  if (packs_row<T>(height)) {
+    for (int l = 0; l < columns; ++l) {
+      const int here = row_plan.position[l], mirror = row_plan.mirror[here];
+      const T top = weight[l * column_stride], bottom = weight[height / 2 * row_stride + l * column_stride];
+      to.bottom[here] = to.bottom[mirror] = mapped<map>(bottom, factor);
+      to.bottom_excess[here] = to.bottom_excess[mirror] = (to.bottom[here] - mapped<map>(top, factor)) / 2;
+      if constexpr (count_kept) kept += bottom > 0 ? here == mirror ? 1 : 2 : 0;
+    }
   }
   to.kept = int64_t(kept);
 }
@@ -105,7 +123,7 @@ class WeightTables {
     int64_t weights = 1;
     const BatchIndex& batch = job.weight.batch;
     for (int d = 0; d < batch.dims; ++d) weights *= batch.stride[d] != 0 ? batch.size[d] : 1;
-    const int64_t vectors = ((job.height + 1) / 2 + lanes<T> - 1) / lanes<T> * job.width;
+    const int64_t vectors = (spectrum_rows<T>(int(job.height)) + lanes<T> - 1) / lanes<T> * job.width;
     const int64_t bytes = vectors * sizeof(Vec<T>) + 2 * job.width * sizeof(T);
     table_[0] = own;
     if (weights < 2 || weights > max_tables || weights * bytes > max_bytes) return;
