@@ -42,8 +42,13 @@ template <class S, int planes>
   }
 }
 
-// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered.
-template <class S, int planes>
+// A plane's strips of columns are taken from right to left: from a value to the one of the next strip in its row.
+template <class S>
+constexpr int next_strip = -lanes<Compute<S>>;
+
+// The planes of a group, one for each lane of the transform. `own`: whose scratch takes what is gathered. `fetches`: a
+// read fetches the line that the next strip has in its row.
+template <class S, int planes, bool fetches = false>
 struct Reader {
   const S* base[planes];
   int64_t row_stride;
@@ -66,7 +71,9 @@ struct Reader {
   }
 
   SAGD_INLINE Vec<Compute<S>> operator()(int lane, int h, int w, int n) const {
-    return load_first(base[lane] + h * row_stride + w, n);
+    const S* const from = base[lane] + h * row_stride + w;
+    if (fetches) __builtin_prefetch(from + next_strip<S>, 0, 2);
+    return load_first(from, n);
   }
 
   // The next group's values at the same place.
@@ -85,7 +92,7 @@ S* output_at(void* output, const Job& job, int64_t plane) {
 }
 
 // The same of a contiguous output.
-template <class S, int planes>
+template <class S, int planes, bool fetches = false>
 struct Writer {
   S* base;
   int count;
@@ -96,7 +103,9 @@ struct Writer {
 
   SAGD_INLINE void operator()(int lane, int h, int w, int n, Vec<Compute<S>> v) const {
     if (planes > 1 && lane >= count) return;
-    store_first(base + (lane * height + h) * width + w, v, n);
+    S* const to = base + (lane * height + h) * width + w;
+    if (fetches) __builtin_prefetch(to + next_strip<S>, 1, 2);
+    store_first(to, v, n);
   }
 
   Fetch<S> these() const { return {base}; }
@@ -210,8 +219,8 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
-      const Reader<S, planes> read(job.input, job, plane, n);
-      const Writer<S, planes> write(job.output, job, plane, n);
+      const Reader<S, planes, !small> read(job.input, job, plane, n);
+      const Writer<S, planes, !small> write(job.output, job, plane, n);
       transform.forward_columns(read);
       // Large planes are fetched while the ones before them are written, the lines that these are written to before that:
       // more lines at a time would be more than the processor waits for.
@@ -254,7 +263,7 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
       const Reader<S, planes> read(job.input, job, plane, n);
       transform.noise_rows(stream(job, plane), blocks_per_plane(job), read.these());
       const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
-      const Writer<S, planes> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
+      const Writer<S, planes, !small> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
       transform.template inverse_columns<small>([=](int lane, int h, int w, int k, Vec<T> v) {
         // read before anything is written: tensors often lie whole pages apart, and a load waits for a store that may
         // have the same address. opaque: this product is rounded, the other one fused, wherever the compiler repeats it
@@ -277,8 +286,9 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
-      const Reader<S, planes> input(job.input, job, plane, n), target(job.target, job, plane, n, Scratch::target);
-      const Writer<S, planes> write(job.output, job, plane, n);
+      const Reader<S, planes, !small> input(job.input, job, plane, n);
+      const Reader<S, planes, !small> target(job.target, job, plane, n, Scratch::target);
+      const Writer<S, planes, !small> write(job.output, job, plane, n);
       // Fetched as by the filter, but that both of a large plane's inputs would be too much for one pass.
       transform.forward_columns([=](int lane, int h, int w, int k) {
         if (!small) target.fetch_next(lane, h, w);
