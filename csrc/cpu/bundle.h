@@ -200,8 +200,8 @@ class BundleTransform {
   }
 
  private:
-  // Where the column transforms leave the row that is packed with row k by symmetry: -k, or height / 2 for row 0; one behind
-  // the end if there is none (row 0 of an odd height).
+  // Where the column transforms leave the row that is packed with row k by symmetry: -k, or height / 2 for row 0; one
+  // behind the end if there is none (row 0 of an odd height).
   SAGD_INLINE int partner(int k) const {
     if (k > 0) return column_plan_.position[height_ - k];
     return height_ % 2 == 0 ? column_plan_.position[height_ / 2] : height_;

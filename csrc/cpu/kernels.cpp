@@ -81,9 +81,9 @@ struct Reader {
     __builtin_prefetch(base[lane] + h * row_stride + w + ahead, 0, 2);
   }
 
-  // A group's planes, this one's and the next: as if they were contiguous. Where they are not, it does no harm.
-  Fetch<S> these() const { return {base[0]}; }
-  Fetch<S> next() const { return {base[0] + ahead}; }
+  // The group's planes, and the next one's, to be fetched as if they were contiguous. If they are not, it does no harm.
+  const S* these() const { return base[0]; }
+  const S* next() const { return base[0] + ahead; }
 };
 
 template <class S>
@@ -107,8 +107,6 @@ struct Writer {
     if (fetches) __builtin_prefetch(to + next_strip<S>, 1, 2);
     store_first(to, v, n);
   }
-
-  Fetch<S> these() const { return {base}; }
 };
 
 // The factors of a group's planes.
@@ -199,10 +197,13 @@ template <class Transform, class F>
   }
 }
 
+template <class Transform>
+constexpr bool bundle = Transform::planes > 1;
+
 // Calls f.operator()<small>(), small as above or a bundle.
 template <class Transform, class F>
 void by_size(const Job& job, F&& f) {
-  if constexpr (Transform::planes == 1) {
+  if constexpr (!bundle<Transform>) {
     if (job.height * job.width > max_small_pixels) return f.template operator()<false>();
   }
   f.template operator()<true>();
@@ -222,9 +223,13 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
       const Reader<S, planes, !small> read(job.input, job, plane, n);
       const Writer<S, planes, !small> write(job.output, job, plane, n);
       transform.forward_columns(read);
-      // Large planes are fetched while the ones before them are written, the lines that these are written to before that:
-      // more lines at a time would be more than the processor waits for.
-      transform.template weigh_rows<true, false>(nullptr, small ? read.next() : write.these());
+      // Large planes are fetched while the ones before them are written, the lines that these are written to before
+      // that: more lines at a time would be more than the processor waits for.
+      if constexpr (bundle<Transform>) {
+        transform.template weigh_rows<true, false>(nullptr, fetch(read.next(), write.base));
+      } else {
+        transform.template weigh_rows<true, false>(nullptr, fetch(small ? read.next() : write.base));
+      }
       const Scale<T, planes> scale(job.scale, plane, n);
       transform.template inverse_columns<true>([=](int lane, int h, int w, int k, Vec<T> v) {
         if (!small) read.fetch_next(lane, h, w);
@@ -244,7 +249,7 @@ void shaped_noise(const Job& job, int64_t begin, int64_t end) {
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
     const Writer<S, planes> write(job.output, job, plane, n);
-    transform.noise_rows(stream(job, plane), blocks_per_plane(job), write.these());
+    transform.noise_rows(stream(job, plane), blocks_per_plane(job), fetch(write.base));
     const Scale<T, planes> scale(job.scale, plane, n);
     transform.template inverse_columns<true>(
         [=](int lane, int h, int w, int k, Vec<T> v) { write(lane, h, w, k, v * scale.of[lane]); });
@@ -261,9 +266,14 @@ void add_noise(const Job& job, int64_t begin, int64_t end) {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
       const Reader<S, planes> read(job.input, job, plane, n);
-      transform.noise_rows(stream(job, plane), blocks_per_plane(job), read.these());
-      const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
       const Writer<S, planes, !small> write_noisy(job.output, job, plane, n), write_noise(job.noise, job, plane, n);
+      const Stream noise = stream(job, plane);
+      if constexpr (bundle<Transform>) {
+        transform.noise_rows(noise, blocks_per_plane(job), fetch(read.these(), write_noisy.base, write_noise.base));
+      } else {
+        transform.noise_rows(noise, blocks_per_plane(job), fetch(read.these()));
+      }
+      const Scale<T, planes> signal_scale(job.signal_scale, plane, n), noise_scale(job.scale, plane, n);
       transform.template inverse_columns<small>([=](int lane, int h, int w, int k, Vec<T> v) {
         // read before anything is written: tensors often lie whole pages apart, and a load waits for a store that may
         // have the same address. opaque: this product is rounded, the other one fused, wherever the compiler repeats it
@@ -296,11 +306,13 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
       });
       double sums[planes];
       if (!job.output) {
-        transform.template weigh_rows<false, true>(sums, input.next());
+        transform.template weigh_rows<false, true>(sums, fetch(input.next(), target.next()));
+      } else if constexpr (bundle<Transform>) {
+        transform.template weigh_rows<true, true>(sums, fetch(input.next(), target.next(), write.base));
       } else if constexpr (small) {
-        transform.template weigh_rows<true, true>(sums, FetchBoth<S>{input.next(), target.next()});
+        transform.template weigh_rows<true, true>(sums, fetch(input.next(), target.next()));
       } else {
-        transform.template weigh_rows<true, true>(sums, write.these());
+        transform.template weigh_rows<true, true>(sums, fetch(write.base));
       }
       T scale[planes] = {};
       for (int lane = 0; lane < n; ++lane) {

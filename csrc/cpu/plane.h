@@ -6,9 +6,9 @@
 // remain, in the order in which the transform leaves them (Plan::half), and L x L register transposes turn them into
 // strips of L rows, W points each: the plane's spectrum,
 //   spectrum[strip of rows][position of l][lane k], H W numbers in all.
-// Rows 0 and H / 2 are real before the row transform. Row H / 2 has the lane behind the other rows; where these leave no
-// lane empty, it shares lane 0 of the first strip with row 0, as real and imaginary part: the packed row (weights.h).
-// Nothing of one plane ever meets another.
+// Rows 0 and H / 2 are real before the row transform. Row H / 2 has the lane behind the other rows; where these leave
+// no lane empty it shares lane 0 of the first strip with row 0, as real and imaginary part: the packed row. Nothing of
+// one plane ever meets another.
 //
 // Cost per pixel for H = W = N, per direction: 4 log2 N additions and multiplications in the butterflies and twiddle
 // products, 2 loads and 2 stores of the spectrum per stage, 4 shuffles / L per transpose step; device memory: each
@@ -34,8 +34,8 @@ class PlaneTransform {
       : height_(int(height)),
         width_(int(width)),
         packed_columns_((width_ + 1) / 2),
-        row_strips_((spectrum_rows<T>(height_) + L - 1) / L),
         packed_(packs_row<T>(height_)),
+        row_strips_((spectrum_rows<T>(height_) + L - 1) / L),
         // tiles of the last column strip reach beyond the plane
         pitch_(packed_columns_ + (packed_columns_ + L - 1) / L * L),
         column_plan_(plan<T>(height_)),
@@ -54,7 +54,8 @@ class PlaneTransform {
     weight_.bottom_excess = carve.take<T>(width_);
     bottom_noise_ = carve.take<T>(width_ + 2);
     const auto row = [&](int k) { return columns_ + column_plan_.position[k % height_]; };
-    for (int i = 0; i < row_strips_ * L; ++i) rows_[i] = {columns_ + height_, columns_ + height_};  // beyond the last: zero
+    Point<T>* const zero = columns_ + height_;  // for lanes beyond the last row
+    for (int i = 0; i < row_strips_ * L; ++i) rows_[i] = {zero, zero};
     for (int i = 0; i < spectrum_rows<T>(height_); ++i) {
       const int k = spectrum_row(column_plan_, i);
       rows_[i] = {row(k), row(height_ - k)};
@@ -90,7 +91,7 @@ class PlaneTransform {
         forward(column_plan_, columns_, prime_scratch_);
       }
       columns_[height_] = Point<T>{};
-      if (packed_) {  // rows 0 and H / 2, both real, become what the other rows and their mirrors are: z + i y and z - i y
+      if (packed_) {  // both real rows become what the other rows and their mirrors are: z + i y and z - i y
         const Point<T> z = *rows_->here, y = quarter_turn<true>(*rows_->mirror);
         *rows_->here = z + y;
         *rows_->mirror = z - y;
@@ -229,7 +230,7 @@ class PlaneTransform {
   }
 
  private:
-  // Row k and its mirror -k of the packed columns, for the packed row 0 and H / 2.
+  // Row k and its mirror -k of the packed columns, which are the same if it is real; for the packed row 0 and H / 2.
   struct Rows {
     Point<T>*here, *mirror;
   };
@@ -327,8 +328,9 @@ class PlaneTransform {
 
   static constexpr T root2 = T(1.41421356237309504880);
 
-  int height_, width_, packed_columns_, row_strips_, pitch_;
-  bool packed_;
+  int height_, width_, packed_columns_;
+  bool packed_;  // row 0
+  int row_strips_, pitch_;
   const Plan<T>&column_plan_, &row_plan_;
   Point<T>*spectrum_, *columns_, *prime_scratch_;
   Rows* rows_;
