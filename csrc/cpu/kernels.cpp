@@ -221,7 +221,7 @@ void spectral_filter(const Job& job, int64_t begin, int64_t end) {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
       weights.load(plane, n);
       const Reader<S, planes, !small> read(job.input, job, plane, n);
-      const Writer<S, planes, !small> write(job.output, job, plane, n);
+      const Writer<S, planes> write(job.output, job, plane, n);
       transform.forward_columns(read);
       // Large planes are fetched while the ones before them are written, the lines that these are written to before
       // that: more lines at a time would be more than the processor waits for.
@@ -298,7 +298,7 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
       weights.load(plane, n);
       const Reader<S, planes, !small> input(job.input, job, plane, n);
       const Reader<S, planes, !small> target(job.target, job, plane, n, Scratch::target);
-      const Writer<S, planes, !small> write(job.output, job, plane, n);
+      const Writer<S, planes> write(job.output, job, plane, n);
       // Fetched as by the filter, but that both of a large plane's inputs would be too much for one pass.
       transform.forward_columns([=](int lane, int h, int w, int k) {
         if (!small) target.fetch_next(lane, h, w);
