@@ -6,6 +6,7 @@ Schemas and CPU kernels are in csrc/; this file adds everything that is the same
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -140,12 +141,12 @@ def _forgotten(**arguments) -> TypeError:
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
     """A number as a tensor beside the weight, in the precision of the computation (autocast takes half weights)."""
-    if isinstance(scale, (int, float)):
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return torch.full((), scale, dtype=dtype, device=weight.device)
-    return scale
+    if scale is None or isinstance(scale, Tensor) or not isinstance(scale, Real):
+        return scale
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.full((), scale, dtype=dtype, device=weight.device)
 
 
 def _check_stream(key: Tensor, plane_offset: int) -> None:
