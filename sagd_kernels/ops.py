@@ -111,6 +111,7 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     The exact evidence bound's loss for noise of weight w; for w = 1 it is `torch.nn.functional.mse_loss`. Bins with
     w = 0 do not count, and a plane without any other counts as 0. One pass gives the loss and its gradient.
+    `torch.vmap(whitened_mse, in_dims=(0, 0, None))(input, target, weight)` is a loss for each sample.
 
     Args:
         input, target: [..., H, W] of one shape; of two dtypes the wider counts.

@@ -201,7 +201,7 @@ def power_spectrum(images: Tensor | Iterable) -> Tensor:
         x = batch[0] if isinstance(batch, tuple | list) else batch
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
             got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"images: expected a non-empty real tensor [..., H, W], got {got}")
+            raise ValueError(f"images: expected a non-empty floating tensor [..., H, W], got {got}")
         size = size or x.shape[-2:]
         if x.shape[-2:] != size:
             raise ValueError(f"images: expected planes of one size, got {list(x.shape[-2:])} after {list(size)}")
