@@ -270,7 +270,7 @@ def _band(name, height, width, edges, unit, device, *, closed=False) -> Tensor:
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected a pair (low, high), got {edges}") from None
     if not all(isinstance(edge, Real) and math.isfinite(edge) for edge in (low, high)) or not 0 <= low < high:
-        raise ValueError(f"{name}: expected numbers 0 <= low < high, got {low} and {high}")
+        raise ValueError(f"{name}: expected numbers 0 <= low < high, got {low!r} and {high!r}")
     r = radial_frequency(height, width, dtype=torch.float64, device=device) / _UNITS[unit]
     inside = ~_below(r, low) & _below(r, high)
     if closed:

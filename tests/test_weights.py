@@ -459,6 +459,7 @@ def test_the_device_is_the_one_asked_for_or_the_parameters_or_the_default():
         (lambda: weights.power_law(8, 8, 1, dtype=torch.float16), ValueError, "dtype: expected .* got torch.float16"),
         (lambda: weights.band_pass(8, 8, 0.3, 0.3), ValueError, "low, high: expected .* got 0.3 and 0.3"),
         (lambda: weights.band_pass(8, 8, -0.1, 0.3), ValueError, "low, high: expected .* got -0.1"),
+        (lambda: weights.band_pass(8, 8, torch.tensor(0.1), 0.3), ValueError, r"got tensor\(0.1000\) and 0.3"),
         (lambda: weights.omit_band(8, 8, 0, math.inf), ValueError, "low, high: expected .* got 0 and inf"),
         (lambda: weights.omit_band(8, 8, 0, 1), ValueError, "zero everywhere"),
         (lambda: weights.band_pass(8, 8, 0, 0.1, dc="zero"), ValueError, "zero everywhere"),
