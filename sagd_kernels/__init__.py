@@ -14,6 +14,8 @@ from .modules import ShapedNoise
 from .ops import add_noise, shaped_noise, spectral_filter, whitened_mse
 from .random import fold_in, key, next_key, split
 
+__version__: str = build_info()["version"]
+
 # On CUDA devices: time the backends at the first call of each kind, and keep the fastest (see `backends`).
 benchmark = False
 

@@ -6,6 +6,7 @@ Schemas and CPU kernels are in csrc/; this file adds everything that is the same
 """
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -110,6 +111,7 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
     The exact evidence bound's loss for noise of weight w; for w = 1 it is `torch.nn.functional.mse_loss`. Bins with
     w = 0 do not count, and a plane without any other counts as 0. One pass gives the loss and its gradient.
+    `torch.vmap(whitened_mse, in_dims=(0, 0, None))(input, target, weight)` is a loss for each sample.
 
     Args:
         input, target: [..., H, W] of one shape; of two dtypes the wider counts.
@@ -140,12 +142,12 @@ def _forgotten(**arguments) -> TypeError:
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
     """A number as a tensor beside the weight, in the precision of the computation (autocast takes half weights)."""
-    if isinstance(scale, (int, float)):
-        if not isinstance(weight, Tensor):
-            raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        return torch.full((), scale, dtype=dtype, device=weight.device)
-    return scale
+    if scale is None or isinstance(scale, Tensor) or not isinstance(scale, Real):
+        return scale
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
+    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+    return torch.full((), scale, dtype=dtype, device=weight.device)
 
 
 def _check_stream(key: Tensor, plane_offset: int) -> None:

@@ -201,7 +201,7 @@ def power_spectrum(images: Tensor | Iterable) -> Tensor:
         x = batch[0] if isinstance(batch, tuple | list) else batch
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
             got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(f"images: expected a non-empty real tensor [..., H, W], got {got}")
+            raise ValueError(f"images: expected a non-empty floating tensor [..., H, W], got {got}")
         size = size or x.shape[-2:]
         if x.shape[-2:] != size:
             raise ValueError(f"images: expected planes of one size, got {list(x.shape[-2:])} after {list(size)}")
@@ -270,7 +270,7 @@ def _band(name, height, width, edges, unit, device, *, closed=False) -> Tensor:
     except (TypeError, ValueError):
         raise ValueError(f"{name}: expected a pair (low, high), got {edges}") from None
     if not all(isinstance(edge, Real) and math.isfinite(edge) for edge in (low, high)) or not 0 <= low < high:
-        raise ValueError(f"{name}: expected numbers 0 <= low < high, got {low} and {high}")
+        raise ValueError(f"{name}: expected numbers 0 <= low < high, got {low!r} and {high!r}")
     r = radial_frequency(height, width, dtype=torch.float64, device=device) / _UNITS[unit]
     inside = ~_below(r, low) & _below(r, high)
     if closed:

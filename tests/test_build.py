@@ -41,7 +41,7 @@ def test_build_info_says_what_was_built():
     info = sagd_kernels.build_info()
     x86_64 = platform.machine() in ("x86_64", "AMD64")
     assert info["instruction_sets"] == (["portable", "avx2", "avx512"] if x86_64 else ["portable"])
-    assert info["version"] == importlib.metadata.version("sagd-kernels")
+    assert info["version"] == sagd_kernels.__version__ == importlib.metadata.version("sagd-kernels")
     assert info["cuda"] is hasattr(torch.ops.sagd, "_cuda_plan") is bool(info["cuda_architectures"])
     assert re.search(r"\d+\.\d+", info["compiler"])
     assert tuple(map(int, info["torch_headers"].split(".")[:2])) >= (2, 10)
@@ -145,5 +145,6 @@ def test_the_wheel_serves_every_python_3_and_holds_the_package_alone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     assert re.fullmatch(r"sagd_kernels-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
     files = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    assert {"sagd_kernels/_C.so", "sagd_kernels/_build.json", "sagd_kernels/__init__.py"} <= set(files)
+    needed = {"_C.so", "_build.json", "__init__.py", "py.typed"}
+    assert {f"sagd_kernels/{name}" for name in needed} <= set(files)
     assert all(name.startswith("sagd_kernels/") for name in files)

@@ -195,6 +195,16 @@ def test_channels_may_have_weights_of_their_own():
     assert_spectrum(noise[:, 1:], FLAT)
 
 
+def test_the_frames_of_a_video_are_not_taken_for_channels():
+    size = (1, 2, 2, SIZE, SIZE)  # [N, C, T, H, W]
+    assert shaped.ShapedDDPMScheduler(weight=WEIGHT).randn(size).shape == size
+    per_channel = shaped.ShapedDDPMScheduler(weight=torch.stack([WEIGHT, FLAT]))
+    with pytest.raises(ValueError, match=r"size: expected \[N, C, H, W\] for a weight for each channel, got \[1, 2, 2"):
+        per_channel.randn(size)
+    with pytest.raises(ValueError, match="sample: expected"):
+        per_channel.step(torch.zeros(size), per_channel.timesteps[0], torch.zeros(size))
+
+
 def test_a_run_from_white_noise_warns():
     scheduler, _ = build("DDIM", WEIGHT)
     with pytest.warns(UserWarning, match="x_T: expected noise of the scheduler's weight"):

@@ -337,6 +337,7 @@ def attempt(sampler=ddim, schedule=DDPM, shape=SHAPE, times=(9, 4, -1), predicti
     ("options", "message"),
     [
         (dict(times=(4, 9)), r"times: expected two or more in descending order, got \[4, 9\]"),
+        (dict(times=9), r"times: expected two or more in descending order, got 9"),
         (dict(times=(9,)), r"times: expected two or more in descending order, got \[9\]"),
         (dict(times=[[9, 4]]), r"times: expected two or more in descending order, got \[\[9, 4\]\]"),
         (dict(times=(9, -2)), "times: expected none before -1, the time of x_0, got -2"),

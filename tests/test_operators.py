@@ -1,5 +1,6 @@
 """Every operator against the reference: any size, dtype, strides and broadcast, and no plane touched by another."""
 
+import numpy as np
 import pytest
 import torch
 from conftest import DTYPES, LARGE_SIZES, SIZES, assert_close, assert_operator_close, random_weight, weight_dtype
@@ -444,5 +445,7 @@ def test_scales_may_be_numbers():
     half, two = torch.tensor(0.5), torch.tensor(2.0)
     assert torch.equal(sagd.spectral_filter(planes, weight, 0.5), sagd.spectral_filter(planes, weight, half))
     assert torch.equal(sagd.shaped_noise(KEY, (3, 8, 6), weight, 2), sagd.shaped_noise(KEY, (3, 8, 6), weight, two))
-    numbers, tensors = sagd.add_noise(planes, KEY, weight, 2, 0.5), sagd.add_noise(planes, KEY, weight, two, half)
-    assert all(torch.equal(a, b) for a, b in zip(numbers, tensors, strict=True))
+    tensors = sagd.add_noise(planes, KEY, weight, two, half)
+    for numbers in ((2, 0.5), (np.int64(2), np.float32(0.5)), (np.float16(2), np.float64(0.5))):
+        result = sagd.add_noise(planes, KEY, weight, *numbers)
+        assert all(torch.equal(a, b) for a, b in zip(result, tensors, strict=True))

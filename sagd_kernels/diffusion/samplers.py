@@ -163,8 +163,7 @@ def _begin(
 def check_times(schedule: Schedule, times, *, descending: bool = True) -> list:
     """The times as numbers, or a ValueError unless there are two or more, in order and none before `clean`."""
     times = times if isinstance(times, Tensor) else torch.from_numpy(np.asarray(times))  # floats stay float64
-    steps = times.diff() if descending else -times.diff()
-    if times.ndim != 1 or len(times) < 2 or not (steps < 0).all():
+    if times.ndim != 1 or len(times) < 2 or not (times.diff() * (1 if descending else -1) < 0).all():
         order = "descending" if descending else "ascending"
         raise ValueError(f"times: expected two or more in {order} order, got {times.tolist()}")
     if times.min() < schedule.clean:

@@ -116,6 +116,8 @@ class ShapedScheduler(SchedulerMixin):
     def _check_size(self, name: str, size: Sequence[int]) -> None:
         if not self._weight.fits(size):
             raise ValueError(f"{name}: expected {self._weight.expected_size()} for this weight, got {list(size)}")
+        if self.weight.ndim == 3 and len(size) > 4:  # where it would broadcast against another dimension than C
+            raise ValueError(f"{name}: expected [N, C, H, W] for a weight for each channel, got {list(size)}")
 
     def _project(self, planes: Tensor) -> Tensor:
         return spectral_filter(planes, self._kept_bands.like(planes))
