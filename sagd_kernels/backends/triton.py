@@ -26,6 +26,8 @@ LARGEST = 128  # the largest height or width of a plane that one program takes
 LARGEST_IN_TILES = 512
 L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
 CHUNK = 16  # lines of a plane at a time
+TILE = 16  # lines of a larger plane that a program transforms, and of a step of a product
+ROWS, SAMPLES = 32, 128  # of a larger plane that a program of the last launch computes, and their mirror images
 
 
 class Plan(NamedTuple):
@@ -41,15 +43,12 @@ class Plan(NamedTuple):
 
 
 class TilesPlan(NamedTuple):
-    """How larger planes are computed: slots of the axes' half bases, those along the rows' axis as one tile, too; slots
-    of l for which a program transforms columns; rows, and slots or samples of these, for which one transforms rows."""
+    """How larger planes are computed: slots of the axes' half bases, in whole TILEs; powers of two that hold them."""
 
     MH: int
     MW: int
     TH: int
     TW: int
-    ROWS: int
-    TN: int
 
 
 def plan(height: int, width: int) -> Plan | TilesPlan | None:
@@ -57,10 +56,8 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
     if max(height, width) > LARGEST_IN_TILES:
         return None
     if max(height, width) > LARGEST:
-        rows, columns = (n // 2 + (n % 32 != 0) for n in (height, width))
-        MH, MW = 16 * triton.cdiv(rows, 16), 16 if columns <= 16 else 32 * triton.cdiv(columns, 32)
-        TH, TN = triton.next_power_of_2(MH), min(128, MW & -MW)
-        return TilesPlan(MH, MW, TH, TW=16 if TH > 64 else min(32, MW), ROWS=min(32, TH), TN=TN)
+        MH, MW = (TILE * triton.cdiv(n // 2 + (n % 32 != 0), TILE) for n in (height, width))
+        return TilesPlan(MH, MW, triton.next_power_of_2(MH), triton.next_power_of_2(MW))
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
     samples = max(16, triton.next_power_of_2(width))
     filter_warps = min(4, max(1, rows * columns // 512))
@@ -86,7 +83,7 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     p, passes = plan(height, width), _passes(dtype)
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
-        return f"axis by axis, rows in tiles of {p.ROWS} x {p.TN}, columns of {p.TH} x {p.TW}; {products}"
+        return f"axis by axis, in half bases of {p.TH} and {p.TW} slots, {TILE} lines to a program; {products}"
     if max(height, width) <= WHOLE:
         return f"whole, several planes to a program; {products}"
     filter = f"likewise, warps: {p.filter_warps}"
@@ -283,21 +280,21 @@ class _Workspace:
     of as many planes as the L2 cache has room for."""
 
     def __init__(self, p: TilesPlan, height: int, width: int, planes: int, passes: int, device: torch.device) -> None:
-        self.rows, self.columns = _basis(height, p.TH, device), _basis(width, p.MW, device)
-        half = (height + 1) // 2
-        self.forward_tiles = triton.cdiv(half, tiles.CHUNK.value) * (p.MW // p.TN)
-        self.column_tiles = triton.cdiv(width // 2 + (width % 32 != 0), p.TW)
-        self.inverse_tiles = 2 * triton.cdiv(half, p.ROWS) * (p.MW // p.TN)
-        common = {"H": height, "W": width, "MH": p.MH, "MW": p.MW, "PASSES": passes}
-        self.forward = {**common, "TW": p.TN, "num_warps": _warps(4 * tiles.CHUNK.value * p.TN)}
-        self.by_columns = {**common, "TH": p.TH, "TW": p.TW, "num_warps": _warps(4 * p.TH * p.TW)}
-        self.inverse = {**common, "TW": p.TW, "ROWS": p.ROWS, "TN": p.TN, "num_warps": _warps(2 * p.ROWS * p.TN)}
+        self.rows, self.columns = _basis(height, p.TH, device), _basis(width, p.TW, device)
+        rows, samples = min(ROWS, p.TH), min(SAMPLES, p.TW)
+        self.forward_tiles = triton.cdiv(triton.cdiv(height, 2), TILE)
+        self.column_tiles = p.MW // TILE
+        self.inverse_tiles = 2 * triton.cdiv(triton.cdiv(height, 2), rows) * triton.cdiv(triton.cdiv(width, 2), samples)
+        common = {"H": height, "W": width, "MH": p.MH, "MW": p.MW, "PASSES": passes, "TILE": TILE}
+        self.forward = {**common, "TW": p.TW, "num_warps": _warps(4 * TILE * p.TW)}
+        self.by_columns = {**common, "TH": p.TH, "num_warps": _warps(4 * p.TH * TILE)}
+        self.inverse = {**common, "TW": p.TW, "ROWS": rows, "SAMPLES": samples, "num_warps": _warps(2 * rows * samples)}
         lines = 4, 1 if passes == 1 else 2, p.MH, p.MW
         l2_planes = max(1, _l2_bytes(device) // (2 * math.prod(lines)))
         self.planes = triton.cdiv(planes, triton.cdiv(planes, l2_planes))
         self.lines = torch.empty(self.planes, *lines, device=device, dtype=torch.float16)
-        self.row_factors = torch.empty(self.planes, p.MH // tiles.CHUNK.value, device=device)
-        self.column_factors = torch.empty(self.planes, p.MW // p.TW, device=device)
+        self.row_factors = torch.empty(self.planes, p.MH // TILE, device=device)
+        self.column_factors = torch.empty(self.planes, p.MW // TILE, device=device)
 
 
 def _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight) -> None:

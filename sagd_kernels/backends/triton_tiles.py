@@ -43,7 +43,6 @@ from .triton_functions import (
 
 EXPONENT = tl.constexpr(12)  # of the largest operand, so that the sum of four of them is a float16
 DRAWN_EXPONENT = tl.constexpr(10)  # of the largest weight, so that the sum of two normals times it is a float16
-CHUNK = tl.constexpr(16)  # lines of a step of a product, which have one factor
 
 
 # ---- planes and slots ------------------------------------------------------------------------------------------------
@@ -98,14 +97,13 @@ def _load_difference(x, x_stride, target, target_stride, n, inside):
 @triton.jit(do_not_specialize=["first"])
 def rows_forward_kernel(
     workspace, row_factors, first, sizes, input, input_strides, target, target_strides, columns_transposed,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, PASSES: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, TILE: tl.constexpr,
+    PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The lines of input - target, or of input, from CHUNK rows of each half."""
-    SAMPLES: tl.constexpr = min(32, MW)  # of a step
-    COUNT: tl.constexpr = triton.next_power_of_2((W + 1) // 2)
-    tile = tl.program_id(1) // (MW // TW)
-    m = _tile(tile, CHUNK)[:, None]
-    l = _tile(tl.program_id(1) % (MW // TW), TW)[None, :]
+    """The lines of input - target, or of input, from TILE rows of each half."""
+    SAMPLES: tl.constexpr = min(32, TW)  # of a step
+    m = _tile(tl.program_id(1), TILE)[:, None]
+    l = tl.arange(0, TW)[None, :]
     upper = 2 * m < H  # an odd height's middle is of the upper half
     lower = 2 * m < H - 1
     x_top = input + _plane(first, sizes, input_strides) + m * input_strides[3]
@@ -118,7 +116,7 @@ def rows_forward_kernel(
     x_stride = input_strides[4]
     t_stride = target_strides[4]
 
-    largest = tl.zeros((CHUNK, 2 * SAMPLES), tl.float32)
+    largest = tl.zeros((TILE, 2 * SAMPLES), tl.float32)
     for start in range(0, W, 2 * SAMPLES):
         n = start + tl.arange(0, 2 * SAMPLES)[None, :]
         top = _load_difference(x_top, x_stride, t_top, t_stride, n, upper & (n < W))
@@ -126,7 +124,7 @@ def rows_forward_kernel(
         largest = tl.maximum(largest, tl.maximum(tl.abs(top), tl.abs(bottom)))
     scale = power_of_two(tl.max(largest), EXPONENT)
 
-    zero = tl.zeros((CHUNK, TW), tl.float32)
+    zero = tl.zeros((TILE, TW), tl.float32)
     even_cosines = zero
     even_sines = zero
     odd_cosines = zero
@@ -144,21 +142,21 @@ def rows_forward_kernel(
         odd_left = scale * top_left - scale * bottom_left
         odd_right = scale * top_right - scale * bottom_right
         n = start + tl.arange(0, SAMPLES)[:, None]
-        high, low = load_parts(columns_transposed, n, l, MW, MW, PASSES)
+        high, low = load_parts(columns_transposed, n, l, TW, TW, PASSES)
         even_cosines += right_dot(even_left + even_right, high, low, zero, PASSES)
         odd_cosines += right_dot(odd_left + odd_right, high, low, zero, PASSES)
-        high, low = load_parts(columns_transposed + 2 * MW * MW, n, l, MW, MW, PASSES)
+        high, low = load_parts(columns_transposed + 2 * TW * TW, n, l, TW, TW, PASSES)
         even_sines += right_dot(even_left - even_right, high, low, zero, PASSES)
         odd_sines += right_dot(odd_left - odd_right, high, low, zero, PASSES)
 
     lines = _lines(workspace, MH, MW, PASSES)
     QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
-    store_parts(lines, m, l, even_cosines * (1 / COUNT), None, MH, MW, PASSES)
-    store_parts(lines + QUARTER, m, l, even_sines * (1 / COUNT), None, MH, MW, PASSES)
-    store_parts(lines + 2 * QUARTER, m, l, odd_cosines * (1 / COUNT), None, MH, MW, PASSES)
-    store_parts(lines + 3 * QUARTER, m, l, odd_sines * (1 / COUNT), None, MH, MW, PASSES)
-    if tl.program_id(1) % (MW // TW) == 0:
-        tl.store(row_factors + tl.program_id(0) * (MH // CHUNK) + tile, inverse_power_of_two(scale) * COUNT)
+    inside = l < MW
+    store_parts(lines, m, l, even_cosines * (1 / TW), inside, MH, MW, PASSES)
+    store_parts(lines + QUARTER, m, l, even_sines * (1 / TW), inside, MH, MW, PASSES)
+    store_parts(lines + 2 * QUARTER, m, l, odd_cosines * (1 / TW), inside, MH, MW, PASSES)
+    store_parts(lines + 3 * QUARTER, m, l, odd_sines * (1 / TW), inside, MH, MW, PASSES)
+    tl.store(row_factors + tl.program_id(0) * (MH // TILE) + tl.program_id(1), inverse_power_of_two(scale) * TW)
 
 
 # ---- from lines to lines ---------------------------------------------------------------------------------------------
@@ -167,19 +165,19 @@ def rows_forward_kernel(
 @triton.jit
 def _columns(
     lines, even, odd, factors, rows_basis, COUNT: tl.constexpr,
-    MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, COLUMNS: tl.constexpr, PASSES: tl.constexpr,
+    MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """The products of the rows' cosines and sines, TH of them, with the first COUNT of the lines at the offsets `even`
     and `odd`; of the lines times their factors, if there are any."""
     k = tl.arange(0, TH)[:, None]
-    zero = tl.zeros((TH, COLUMNS), tl.float32)
+    zero = tl.zeros((TH, 2 * TILE), tl.float32)
     of_cosines = zero
     of_sines = zero
-    for start in range(0, COUNT, CHUNK):
-        m = start + tl.arange(0, CHUNK)
+    for start in range(0, COUNT, TILE):
+        m = start + tl.arange(0, TILE)
         factor = 1.0
         if factors is not None:
-            factor = tl.load(factors + start // CHUNK)
+            factor = tl.load(factors + start // TILE)
         high, low = load_parts(rows_basis, k, m[None, :], TH, TH, PASSES)
         x_high, x_low = load_parts(lines + even, m[:, None], 0, MH, MW, PASSES)
         of_cosines += factor * product(high, low, x_high, x_low, zero, PASSES)
@@ -193,28 +191,28 @@ def _columns(
 @triton.jit(do_not_specialize=["first"])
 def columns_filter_kernel(
     workspace, column_factors, tile_loss, row_factors, first, sizes, loss_strides, weight, weight_strides, rows_basis,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr,
     OUTPUT: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """The lines of T_w x from those of x, which they replace, if OUTPUT; to `tile_loss`, where there is one, the tile's
     share of the mean over the plane of x T_w x.
 
-    The weight mixes cc with ss and cs with sc. So of TW slots of l the even lines' cosines stand beside their sines,
+    The weight mixes cc with ss and cs with sc. So of TILE slots of l the even lines' cosines stand beside their sines,
     and the odd lines' sines beside their cosines. The spectrum takes the lines' place, too, for want of registers that
     a loop can pick.
     """
     K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
     lines = _lines(workspace, MH, MW, PASSES)
     QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
-    column = tl.arange(0, 2 * TW)[None, :]
-    second = column // TW
-    l = tl.program_id(1) * TW + column % TW
+    column = tl.arange(0, 2 * TILE)[None, :]
+    second = column // TILE
+    l = tl.program_id(1) * TILE + column % TILE
     straight = second * QUARTER + l
     even = straight
     odd = (3 - second) * QUARTER + l
-    row_factors += tl.program_id(0) * (MH // CHUNK)
+    row_factors += tl.program_id(0) * (MH // TILE)
     ROWS: tl.constexpr = (H + 1) // 2
-    even_t, odd_t = _columns(lines, even, odd, row_factors, rows_basis, ROWS, MH, MW, TH, 2 * TW, PASSES)
+    even_t, odd_t = _columns(lines, even, odd, row_factors, rows_basis, ROWS, MH, MW, TH, TILE, PASSES)
 
     weight += _plane(first, sizes, weight_strides)
     k = tl.arange(0, TH)[:, None]
@@ -243,12 +241,12 @@ def columns_filter_kernel(
         tl.debug_barrier()
         x_even, x_odd = _columns(
             lines, straight, 2 * QUARTER + straight, None, rows_basis + 4 * TH * TH, K_SLOTS,
-            MH, MW, TH, 2 * TW, PASSES,
+            MH, MW, TH, TILE, PASSES,
         )  # fmt: skip
         tl.debug_barrier()  # all have read the spectrum
         _store_halves(lines + straight, x_even, x_odd, MH, MW, TH, PASSES)
         factor = inverse_power_of_two(scale) * TH
-        tl.store(column_factors + tl.program_id(0) * (MW // TW) + tl.program_id(1), factor)
+        tl.store(column_factors + tl.program_id(0) * (MW // TILE) + tl.program_id(1), factor)
 
 
 @triton.jit
@@ -267,34 +265,34 @@ def _store_halves(lines, even, odd, MH: tl.constexpr, MW: tl.constexpr, TH: tl.c
 def columns_noise_kernel(
     workspace, column_factors, first, sizes, key, key_strides, first_number, number_strides, weight, weight_strides,
     rows_transposed,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr,
     PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The lines of T_w xi: of some slots of l, frequencies k are drawn and transformed CHUNK at a time."""
+    """The lines of T_w xi: of some slots of l, frequencies k are drawn and transformed TILE at a time."""
     K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
     number = first_number.to(tl.uint64) + _plane(first, sizes, number_strides).to(tl.uint64)
     stream = plane_stream(key + _plane(first, sizes, key_strides), number, (H // 2 + 1) * (W // 2 + 1))
     weight += _plane(first, sizes, weight_strides)
-    first_l = tl.program_id(1) * TW
-    l = first_l + tl.arange(0, TW)[None, :]
+    first_l = tl.program_id(1) * TILE
+    l = first_l + tl.arange(0, TILE)[None, :]
 
-    largest = tl.zeros((CHUNK, TW), tl.float32)
-    for start in range(0, H, CHUNK):
-        row = weight + tl.minimum(start + tl.arange(0, CHUNK), H - 1)[:, None] * (W // 2 + 1)
+    largest = tl.zeros((TILE, TILE), tl.float32)
+    for start in range(0, H, TILE):
+        row = weight + tl.minimum(start + tl.arange(0, TILE), H - 1)[:, None] * (W // 2 + 1)
         cosines = tl.load(row + tl.minimum(l, W // 2))
         sines = tl.load(row + _sine_frequency(l, W))
         largest = tl.maximum(largest, tl.maximum(tl.abs(cosines), tl.abs(sines)))
     scale = power_of_two(tl.max(largest), DRAWN_EXPONENT)
 
     m = tl.arange(0, TH)[:, None]
-    zero = tl.zeros((TH, TW), tl.float32)
+    zero = tl.zeros((TH, TILE), tl.float32)
     even_cosines = zero
     even_sines = zero
     odd_cosines = zero
     odd_sines = zero
-    for start in range(0, K_SLOTS, CHUNK):
-        k = start + tl.arange(0, CHUNK)[None, :]
-        cc, cs, sc, ss = draw_quadrants(start, first_l, stream, weight, scale, H, W, CHUNK, TW)
+    for start in range(0, K_SLOTS, TILE):
+        k = start + tl.arange(0, TILE)[None, :]
+        cc, cs, sc, ss = draw_quadrants(start, first_l, stream, weight, scale, H, W, TILE, TILE)
         high, low = load_parts(rows_transposed, m, k, TH, TH, PASSES)
         even_cosines += left_dot(high, low, cc, PASSES)
         even_sines += left_dot(high, low, cs, PASSES)
@@ -307,7 +305,7 @@ def columns_noise_kernel(
     _store_halves(lines, even_cosines, odd_cosines, MH, MW, TH, PASSES)
     _store_halves(lines + QUARTER, even_sines, odd_sines, MH, MW, TH, PASSES)
     factor = inverse_power_of_two(scale) * (TH * (2.0 / (H * W)) ** 0.5)
-    tl.store(column_factors + tl.program_id(0) * (MW // TW) + tl.program_id(1), factor)
+    tl.store(column_factors + tl.program_id(0) * (MW // TILE) + tl.program_id(1), factor)
 
 
 # ---- from lines to rows ----------------------------------------------------------------------------------------------
@@ -318,34 +316,35 @@ def columns_noise_kernel(
 def rows_inverse_kernel(
     output, noisy, first, sizes, output_strides, workspace, column_factors, input, input_strides, signal_scale,
     signal_strides, scale, scale_strides, columns_basis,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, ROWS: tl.constexpr,
-    TN: tl.constexpr, PASSES: tl.constexpr,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, TILE: tl.constexpr,
+    ROWS: tl.constexpr, SAMPLES: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """scale x to `output`, from the lines of x. With an input, x, and to `noisy` signal_scale input + scale x."""
     HALF: tl.constexpr = (H + 1) // 2
     SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
-    TILES: tl.constexpr = triton.cdiv(HALF, ROWS)
-    tile = tl.program_id(1) // (MW // TN)
-    lower = tile // TILES
-    m = _tile(tile % TILES, ROWS)[:, None]
-    n = _tile(tl.program_id(1) % (MW // TN), TN)[None, :]
+    ROW_TILES: tl.constexpr = triton.cdiv(HALF, ROWS)
+    SAMPLE_TILES: tl.constexpr = triton.cdiv((W + 1) // 2, SAMPLES)
+    tile = tl.program_id(1) // SAMPLE_TILES
+    lower = tile // ROW_TILES
+    m = _tile(tile % ROW_TILES, ROWS)[:, None]
+    n = _tile(tl.program_id(1) % SAMPLE_TILES, SAMPLES)[None, :]
     h = tl.where(lower == 0, m, H - 1 - m)
     inside = m < HALF - lower * (H % 2)
     QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
     lines = _lines(workspace, MH, MW, PASSES) + lower * (2 * QUARTER)
-    column_factors += tl.program_id(0) * (MW // TW)
+    column_factors += tl.program_id(0) * (MW // TILE)
 
-    zero = tl.zeros((ROWS, TN), tl.float32)
+    zero = tl.zeros((ROWS, SAMPLES), tl.float32)
     even = zero
     odd = zero
-    for start in range(0, SLOTS, CHUNK):
-        l = start + tl.arange(0, CHUNK)
-        factor = tl.load(column_factors + start // TW)
+    for start in range(0, SLOTS, TILE):
+        l = start + tl.arange(0, TILE)
+        factor = tl.load(column_factors + start // TILE)
         x_high, x_low = load_parts(lines, tl.minimum(m, MH - 1), l[None, :], MH, MW, PASSES)
-        high, low = load_parts(columns_basis, l[:, None], n, MW, MW, PASSES)
+        high, low = load_parts(columns_basis, l[:, None], n, TW, TW, PASSES)
         even += factor * product(x_high, x_low, high, low, zero, PASSES)
         x_high, x_low = load_parts(lines + QUARTER, tl.minimum(m, MH - 1), l[None, :], MH, MW, PASSES)
-        high, low = load_parts(columns_basis + 2 * MW * MW, l[:, None], n, MW, MW, PASSES)
+        high, low = load_parts(columns_basis + 2 * TW * TW, l[:, None], n, TW, TW, PASSES)
         odd += factor * product(x_high, x_low, high, low, zero, PASSES)
 
     factor = scale_of(scale, _plane(first, sizes, scale_strides))
