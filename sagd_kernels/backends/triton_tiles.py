@@ -1,24 +1,28 @@
 """The operators on planes of up to 512 x 512 as Triton kernels: the products of triton_kernels.py, tile by tile.
 
-A plane is too large for a program, so between launches it is in device memory, folded or transformed along the rows'
-axis, as what products take: pairs of float16, in tiles with a factor of their own each. The host takes as many planes
-at a time as let this stay in the L2 cache:
+A plane is too large for a program, so between launches it is in device memory, transformed along its rows: its lines.
+They are kept as what products take, pairs of float16, with factors of their own for every TILE of them. The host takes
+as many planes at a time as let this stay in the L2 cache:
 
-    lines    [2, 2, parts, MH, MW]   two of H / 2 rows; coefficients of the cosines and of the sines along W, by slots
-                                     of l; high and low parts, or high parts alone
+    lines   [2, 2, parts, MH, MW]   of the even and of the odd part of the columns, or of their upper and lower half;
+                                    products with the cosines and with the sines along W; high and low parts, or high
+                                    ones alone; by rows of a half, or by slots of k; by slots of l
 
-The two are sums and differences of rows h and H - 1 - h, which are even and odd about the middle, on the way to the
-spectrum, and rows h and H - 1 - h on the way back. The filter takes three launches: rows to lines; lines to lines, by
-programs that each own some slots of l, along all of H, and so need no other's part of the spectrum; lines to rows.
-Noise takes two: programs of the first draw their part of the spectrum and transform it to lines.
+Noise takes two launches: columns of a spectrum are drawn and transformed to lines, and these to rows. The filter takes
+three: rows to lines; columns of lines to a spectrum, which is weighted, and back; lines to rows. A program transforms
+columns in TILE slots of l, whole, so it needs no other's. An axis is padded to a power of two where sums of products
+are held, and to a multiple of TILE in memory and where it is summed over.
 
 Powers of two keep float16 in range: of what a program reads, by the largest value; of what it writes, because no sum
-exceeds the largest value times their number. That leaves room for sums that are much smaller than they could be, and
-no plane sees another. A product is summed in steps of 16 or 32, each by tensor cores, which truncate, the steps in
-float32, which rounds: so the error does not grow with the axis.
+exceeds the largest value times their number. What is smaller by as much as that keeps its precision, which is the
+floor of float16's exponents, 2^-24, under the largest number, 2^15. No plane sees another.
 
-Cost per pixel: for each axis transformed M multiply-adds, for M slots, in 1 or 3 passes, and 2 or 4 bytes of the L2
-cache each way between launches, 4 or 8 more within the second of three; what drawing takes as there.
+A product is summed in steps of 16 or 32, each step by tensor cores, which truncate, the steps in float32, which rounds:
+so the error does not grow with the axis.
+
+Cost per pixel: for each axis transformed M multiply-adds, for M slots, in 1 or 3 passes; 2 or 4 bytes of the L2 cache
+to write lines and as many to read them, twice that for columns of a spectrum that are weighted; what drawing takes as
+there.
 """
 
 import triton
@@ -74,11 +78,10 @@ def _sine_frequency(slot, N: tl.constexpr):
         return tl.minimum(slot, N // 2)
 
 
-@triton.jit
-def _lines(workspace, MH: tl.constexpr, MW: tl.constexpr, PASSES: tl.constexpr):
-    """The lines of this program's plane."""
-    PARTS: tl.constexpr = 1 if PASSES == 1 else 2
-    return workspace + tl.program_id(0).to(tl.int64) * (4 * PARTS * MH * MW)
+@triton.constexpr_function
+def _quarter(MH, MW, PASSES):
+    """The size of one of the four parts of a plane's lines."""
+    return (1 if PASSES == 1 else 2) * MH * MW
 
 
 # ---- from rows to lines ----------------------------------------------------------------------------------------------
@@ -96,7 +99,7 @@ def _load_difference(x, x_stride, target, target_stride, n, inside):
 @by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def rows_forward_kernel(
-    workspace, row_factors, first, sizes, input, input_strides, target, target_strides, columns_transposed,
+    lines, row_factors, first, sizes, input, input_strides, target, target_strides, columns_transposed,
     H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, TILE: tl.constexpr,
     PASSES: tl.constexpr,
 ):  # fmt: skip
@@ -149,8 +152,8 @@ def rows_forward_kernel(
         even_sines += right_dot(even_left - even_right, high, low, zero, PASSES)
         odd_sines += right_dot(odd_left - odd_right, high, low, zero, PASSES)
 
-    lines = _lines(workspace, MH, MW, PASSES)
-    QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER)
     inside = l < MW
     store_parts(lines, m, l, even_cosines * (1 / TW), inside, MH, MW, PASSES)
     store_parts(lines + QUARTER, m, l, even_sines * (1 / TW), inside, MH, MW, PASSES)
@@ -167,8 +170,8 @@ def _columns(
     lines, even, odd, factors, rows_basis, COUNT: tl.constexpr,
     MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The products of the rows' cosines and sines, TH of them, with the first COUNT of the lines at the offsets `even`
-    and `odd`; of the lines times their factors, if there are any."""
+    """Along the rows' axis, the products of cosines with lines at the offsets `even`, and of sines with those at `odd`:
+    [TH, 2 TILE], sums over the first COUNT, times the factors of each TILE, if there are any."""
     k = tl.arange(0, TH)[:, None]
     zero = tl.zeros((TH, 2 * TILE), tl.float32)
     of_cosines = zero
@@ -190,39 +193,38 @@ def _columns(
 @by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def columns_filter_kernel(
-    workspace, column_factors, tile_loss, row_factors, first, sizes, loss_strides, weight, weight_strides, rows_basis,
+    lines, column_factors, tile_loss, row_factors, first, sizes, loss_strides, weight, weight_strides, rows_basis,
     H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr,
     OUTPUT: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The lines of T_w x from those of x, which they replace, if OUTPUT; to `tile_loss`, where there is one, the tile's
-    share of the mean over the plane of x T_w x.
+    """The lines of T_w x in the place of those of x, if OUTPUT; to `tile_loss`, where there is one, the tile's share of
+    the mean over the plane of x T_w x.
 
-    The weight mixes cc with ss and cs with sc. So of TILE slots of l the even lines' cosines stand beside their sines,
-    and the odd lines' sines beside their cosines. The spectrum takes the lines' place, too, for want of registers that
-    a loop can pick.
+    Columns of TILE slots of l stand side by side, the cosines' and the sines'. The weight mixes cc with ss and cs with
+    sc, so the odd lines' are in the other order: sines first. The second transform takes its spectrum TILE rows at a
+    time, which registers cannot give to a loop. So it, too, goes where the lines were, for this program alone.
     """
+    HALF: tl.constexpr = (H + 1) // 2
     K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
-    lines = _lines(workspace, MH, MW, PASSES)
-    QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER)
     column = tl.arange(0, 2 * TILE)[None, :]
-    second = column // TILE
+    right = column // TILE  # 0: cc and ss; 1: cs and sc
     l = tl.program_id(1) * TILE + column % TILE
-    straight = second * QUARTER + l
-    even = straight
-    odd = (3 - second) * QUARTER + l
+    even = right * QUARTER + l
+    odd = (3 - right) * QUARTER + l
     row_factors += tl.program_id(0) * (MH // TILE)
-    ROWS: tl.constexpr = (H + 1) // 2
-    even_t, odd_t = _columns(lines, even, odd, row_factors, rows_basis, ROWS, MH, MW, TH, TILE, PASSES)
+    even_t, odd_t = _columns(lines, even, odd, row_factors, rows_basis, HALF, MH, MW, TH, TILE, PASSES)
 
     weight += _plane(first, sizes, weight_strides)
     k = tl.arange(0, TH)[:, None]
     k_cosine, k_sine = tl.minimum(k, H // 2), _sine_frequency(k, H)
     l_cosine, l_sine = tl.minimum(l, W // 2), _sine_frequency(l, W)
-    l_even = tl.where(second == 0, l_cosine, l_sine)
-    l_odd = tl.where(second == 0, l_sine, l_cosine)
+    l_even = tl.where(right == 0, l_cosine, l_sine)
+    l_odd = tl.where(right == 0, l_sine, l_cosine)
     u_even, v = even_and_odd(weight, k_cosine, l_even, H, W, False)
     u_odd, _ = even_and_odd(weight, k_sine, l_odd, H, W, False)
-    v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, tl.where(second == 0, -v, v))
+    v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, tl.where(right == 0, -v, v))
     # A basis function's coefficient is its product with the plane over its squared length.
     norm = count_bins(k, H) * count_bins(l, W) / (H * W)
     even_y = u_even * norm * even_t + v * norm * odd_t
@@ -239,20 +241,19 @@ def columns_filter_kernel(
         store_parts(lines + even, k, 0, even_y * scale, inside, MH, MW, PASSES)
         store_parts(lines + odd, k, 0, odd_y * scale, inside, MH, MW, PASSES)
         tl.debug_barrier()
-        x_even, x_odd = _columns(
-            lines, straight, 2 * QUARTER + straight, None, rows_basis + 4 * TH * TH, K_SLOTS,
-            MH, MW, TH, TILE, PASSES,
-        )  # fmt: skip
+        transposed = rows_basis + 4 * TH * TH
+        odd = even + 2 * QUARTER  # in the even ones' order
+        even_x, odd_x = _columns(lines, even, odd, None, transposed, K_SLOTS, MH, MW, TH, TILE, PASSES)
         tl.debug_barrier()  # all have read the spectrum
-        _store_halves(lines + straight, x_even, x_odd, MH, MW, TH, PASSES)
+        _store_halves(lines + even, even_x, odd_x, MH, MW, TH, PASSES)
         factor = inverse_power_of_two(scale) * TH
         tl.store(column_factors + tl.program_id(0) * (MW // TILE) + tl.program_id(1), factor)
 
 
 @triton.jit
 def _store_halves(lines, even, odd, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, PASSES: tl.constexpr):
-    """The upper and the lower rows of lines, over TH."""
-    QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
+    """Upper and lower halves of columns from their even and odd parts, sums of TH products at most, over TH."""
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
     m = tl.arange(0, TH)[:, None]
     even *= 1 / TH
     odd *= 1 / TH
@@ -263,12 +264,12 @@ def _store_halves(lines, even, odd, MH: tl.constexpr, MW: tl.constexpr, TH: tl.c
 @by_mma_sync
 @triton.jit(do_not_specialize=["first", "first_number"])
 def columns_noise_kernel(
-    workspace, column_factors, first, sizes, key, key_strides, first_number, number_strides, weight, weight_strides,
+    lines, column_factors, first, sizes, key, key_strides, first_number, number_strides, weight, weight_strides,
     rows_transposed,
     H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr,
     PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The lines of T_w xi: of some slots of l, frequencies k are drawn and transformed TILE at a time."""
+    """The lines of T_w xi, in TILE slots of l: TILE frequencies k at a time are drawn and taken up by the sums."""
     K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
     number = first_number.to(tl.uint64) + _plane(first, sizes, number_strides).to(tl.uint64)
     stream = plane_stream(key + _plane(first, sizes, key_strides), number, (H // 2 + 1) * (W // 2 + 1))
@@ -300,8 +301,8 @@ def columns_noise_kernel(
         odd_cosines += left_dot(high, low, sc, PASSES)
         odd_sines += left_dot(high, low, ss, PASSES)
 
-    lines = _lines(workspace, MH, MW, PASSES) + l
-    QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER) + l
     _store_halves(lines, even_cosines, odd_cosines, MH, MW, TH, PASSES)
     _store_halves(lines + QUARTER, even_sines, odd_sines, MH, MW, TH, PASSES)
     factor = inverse_power_of_two(scale) * (TH * (2.0 / (H * W)) ** 0.5)
@@ -314,7 +315,7 @@ def columns_noise_kernel(
 @by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def rows_inverse_kernel(
-    output, noisy, first, sizes, output_strides, workspace, column_factors, input, input_strides, signal_scale,
+    output, noisy, first, sizes, output_strides, lines, column_factors, input, input_strides, signal_scale,
     signal_strides, scale, scale_strides, columns_basis,
     H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, TILE: tl.constexpr,
     ROWS: tl.constexpr, SAMPLES: tl.constexpr, PASSES: tl.constexpr,
@@ -330,8 +331,8 @@ def rows_inverse_kernel(
     n = _tile(tl.program_id(1) % SAMPLE_TILES, SAMPLES)[None, :]
     h = tl.where(lower == 0, m, H - 1 - m)
     inside = m < HALF - lower * (H % 2)
-    QUARTER: tl.constexpr = MH * MW * (1 if PASSES == 1 else 2)
-    lines = _lines(workspace, MH, MW, PASSES) + lower * (2 * QUARTER)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER) + lower * (2 * QUARTER)
     column_factors += tl.program_id(0) * (MW // TILE)
 
     zero = tl.zeros((ROWS, SAMPLES), tl.float32)
