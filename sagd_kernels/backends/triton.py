@@ -340,9 +340,9 @@ def _rows_inverse(work, planes, first, axes, strides, output, *, scale, noisy=No
 
 
 def _warps(sums: int) -> int:
-    """For so many sums: 32 registers of a thread hold them. With 64 there are fewer shared memory accesses, by a fifth,
-    and half as many warps."""
-    return max(1, sums // 1024)
+    """For so many sums of a program: 32 registers of a thread hold them, 64 where that would take more than 8 warps, of
+    which each reads the same factors from shared memory."""
+    return min(8, max(1, sums // 1024))
 
 
 def _planes_of_tile(MH: int, MW: int, height: int, width: int, strides: dict[str, Sequence[int]]) -> int:
