@@ -227,7 +227,7 @@ def test_how_many_planes_are_in_the_cache_at_a_time_changes_no_bit(interpreter, 
         "add_noise": (x, keys, weight, torch.rand(2), torch.rand(2, 2)),
     }[operator]
     together = assert_operator_close(operator, *args)
-    monkeypatch.setattr(backend, "L2_BYTES", 3 * 4 * (2 * 5 * 96 + 4 * 16 * 96))  # two times two of four planes
+    monkeypatch.setattr(backend, "L2_BYTES", 3 * 16 * 16 * 80)  # two times two of four planes
     torch.testing.assert_close(apply(operator, *args), together, rtol=0, atol=0)
 
 
@@ -274,6 +274,25 @@ def test_planes_do_not_see_each_other(interpreter, size, bad):
         lambda x: backend.whitened_mse(x, torch.zeros_like(x), weight, with_residual=True)[1],
     ):
         assert torch.equal(apply(spoilt)[::2], apply(x)[::2])
+
+
+@pytest.mark.parametrize(
+    ("operator", "with_residual", "kernels"),
+    [
+        ("spectral_filter", None, ["rows_forward_kernel", "columns_filter_kernel", "rows_inverse_kernel"]),
+        ("shaped_noise", None, ["columns_noise_kernel", "rows_inverse_kernel"]),
+        ("whitened_mse", True, ["rows_forward_kernel", "columns_filter_kernel", "rows_inverse_kernel"]),
+        ("whitened_mse", False, ["rows_forward_kernel", "columns_filter_kernel"]),
+    ],
+)
+def test_launches_for_larger_planes(operator, with_residual, kernels):
+    args = arguments(operator, 8, 130)
+    with compiled(80) as launches:
+        if with_residual is None:
+            apply(operator, *args)
+        else:
+            backend.whitened_mse(*args, with_residual)
+    assert [launch.kernel.name for launch in launches] == kernels
 
 
 # ---- compiled code ---------------------------------------------------------------------------------------------------

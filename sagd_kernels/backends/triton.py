@@ -25,8 +25,9 @@ WHOLE = 32  # the largest height or width of planes of which a program takes sev
 LARGEST = 128  # the largest height or width of a plane that one program takes
 LARGEST_IN_TILES = 512
 L2_BYTES = 40 << 20  # of an A100, where there is no device to ask
-CHUNK = 16  # lines of a plane, or of a step of a longer product, at a time
-ORBITS_OF_PROGRAM = 256  # frequencies of a larger plane that a program draws
+CHUNK = 16  # lines of a plane at a time
+TILE = 16  # lines of a larger plane that a program transforms, and of a step of a product
+ROWS, SAMPLES = 32, 128  # of a larger plane that a program of the last launch computes, and their mirror images
 
 
 class Plan(NamedTuple):
@@ -42,13 +43,12 @@ class Plan(NamedTuple):
 
 
 class TilesPlan(NamedTuple):
-    """How larger planes are computed: slots of the axes' half bases, and tiles of these and of the rows."""
+    """How larger planes are computed: slots of the axes' half bases, in whole TILEs; powers of two that hold them."""
 
     MH: int
     MW: int
     TH: int
     TW: int
-    ROWS: int
 
 
 def plan(height: int, width: int) -> Plan | TilesPlan | None:
@@ -56,21 +56,13 @@ def plan(height: int, width: int) -> Plan | TilesPlan | None:
     if max(height, width) > LARGEST_IN_TILES:
         return None
     if max(height, width) > LARGEST:
-        (MH, TH), (MW, TW) = _in_tiles(height // 2 + (height % 32 != 0)), _in_tiles(width // 2 + (width % 32 != 0), 64)
-        return TilesPlan(MH, MW, TH, TW, ROWS=_in_tiles(height)[1])
+        MH, MW = (TILE * triton.cdiv(n // 2 + (n % 32 != 0), TILE) for n in (height, width))
+        return TilesPlan(MH, MW, triton.next_power_of_2(MH), triton.next_power_of_2(MW))
     rows, columns = (max(16, triton.next_power_of_2(-(-n // 2))) for n in (height, width))
     samples = max(16, triton.next_power_of_2(width))
     filter_warps = min(4, max(1, rows * columns // 512))
     noise_warps = max(1, min(samples // 16, rows * samples // 512))  # a warp has 16 rows of a product at least
     return Plan(rows, columns, samples, CHUNK, filter_warps, noise_warps)
-
-
-def _in_tiles(length: int, largest: int = 32) -> tuple[int, int]:
-    """A length rounded up to whole tiles, and the size of these: 64, if allowed, where it rounds no further than 32."""
-    if length <= 16:
-        return 16, 16
-    blocks = -(-length // 32)
-    return 32 * blocks, min(largest, 64 if blocks % 2 == 0 else 32)
 
 
 def unable(height: int, width: int, dtype: torch.dtype, device: torch.device) -> str | None:
@@ -91,7 +83,7 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     p, passes = plan(height, width), _passes(dtype)
     products = "one product of float16" if passes == 1 else "three products of float16 for each of float32"
     if isinstance(p, TilesPlan):
-        return f"axis by axis, rows in tiles of {p.ROWS} x {p.TW}, columns of {p.TH} x {p.TW}; {products}"
+        return f"axis by axis, in half bases of {p.TH} and {p.TW} slots, {TILE} lines to a program; {products}"
     if max(height, width) <= WHOLE:
         return f"whole, several planes to a program; {products}"
     filter = f"likewise, warps: {p.filter_warps}"
@@ -285,75 +277,72 @@ def _hartley_basis(length: int, device: torch.device) -> Tensor:
 
 class _Workspace:
     """What the launches have in common: the programs of a plane with their constants, and device memory for the lines
-    and spectra of as many planes as the L2 cache has room for."""
+    of as many planes as the L2 cache has room for."""
 
     def __init__(self, p: TilesPlan, height: int, width: int, planes: int, passes: int, device: torch.device) -> None:
-        self.rows, self.columns = _basis(height, p.MH, device), _basis(width, p.MW, device)
-        self.row_tiles = triton.cdiv(height, p.ROWS) * (p.MW // p.TW)
-        self.column_tiles = 2 * (p.MH // p.TH) * (p.MW // p.TW)
-        common = {"H": height, "W": width, "MW": p.MW, "TW": p.TW, "CHUNK": CHUNK, "PASSES": passes}
-        self.by_rows = {**common, "ROWS": p.ROWS, "num_warps": _warps(p.ROWS * p.TW)}
-        self.by_columns = {**common, "MH": p.MH, "TH": p.TH, "num_warps": _warps(p.TH * p.TW)}
-        lines, spectrum = (2, height, p.MW), (2, 2, p.MH, p.MW)
-        l2_planes = max(1, _l2_bytes(device) // (4 * (math.prod(lines) + math.prod(spectrum))))
+        self.rows, self.columns = _basis(height, p.TH, device), _basis(width, p.TW, device)
+        rows, samples = min(ROWS, p.TH), min(SAMPLES, p.TW)
+        self.forward_tiles = triton.cdiv(triton.cdiv(height, 2), TILE)
+        self.column_tiles = p.MW // TILE
+        self.inverse_tiles = 2 * triton.cdiv(triton.cdiv(height, 2), rows) * triton.cdiv(triton.cdiv(width, 2), samples)
+        common = {"H": height, "W": width, "MH": p.MH, "MW": p.MW, "TILE": TILE, "PASSES": passes}
+        self.forward = {**common, "TW": p.TW, "num_warps": _warps(4 * TILE * p.TW)}
+        self.by_columns = {**common, "TH": p.TH, "num_warps": _warps(4 * TILE * p.TH)}
+        self.inverse = {**common, "TW": p.TW, "ROWS": rows, "SAMPLES": samples, "num_warps": _warps(2 * rows * samples)}
+        lines = 4, 1 if passes == 1 else 2, p.MH, p.MW
+        l2_planes = max(1, _l2_bytes(device) // (2 * math.prod(lines)))
         self.planes = triton.cdiv(planes, triton.cdiv(planes, l2_planes))
-        self.lines = torch.empty(self.planes, *lines, device=device)
-        self.spectrum = torch.empty(self.planes, *spectrum, device=device)
+        self.lines = torch.empty(self.planes, *lines, device=device, dtype=torch.float16)
+        self.row_factors = torch.empty(self.planes, p.MH // TILE, device=device)
+        self.column_factors = torch.empty(self.planes, p.MW // TILE, device=device)
 
 
 def _filter_in_tiles(axes, strides, p, passes, output, plane_loss, input, target, scale, weight) -> None:
     work = _Workspace(p, *input.shape[-2:], math.prod(axes), passes, input.device)
     tile_loss = None if plane_loss is None else plane_loss.new_empty(*plane_loss.shape, work.column_tiles)
-    spectrum = None if output is None else work.spectrum
     for first in range(0, math.prod(axes), work.planes):
         planes = min(work.planes, math.prod(axes) - first)
         _launch(
-            tiles.rows_forward_kernel, (planes, work.row_tiles),
-            work.lines, first, axes, input, strides["input"], target, strides["target"], work.columns[1],
-            **work.by_rows,
+            tiles.rows_forward_kernel, (planes, work.forward_tiles),
+            work.lines, work.row_factors, first, axes, input, strides["input"], target, strides["target"],
+            work.columns[1], **work.forward,
         )  # fmt: skip
         _launch(
-            tiles.columns_forward_kernel, (planes, work.column_tiles),
-            spectrum, tile_loss, first, axes, strides["output"], work.lines, weight, strides["weight"], work.rows[0],
-            **work.by_columns,
+            tiles.columns_filter_kernel, (planes, work.column_tiles),
+            work.lines, work.column_factors, tile_loss, work.row_factors, first, axes, strides["output"],
+            weight, strides["weight"], work.rows, OUTPUT=output is not None, **work.by_columns,
         )  # fmt: skip
         if output is not None:
-            _inverse_in_tiles(work, planes, first, axes, strides, output, scale=scale)
+            _rows_inverse(work, planes, first, axes, strides, output, scale=scale)
     if tile_loss is not None:
         torch.sum(tile_loss, -1, out=plane_loss)
 
 
 def _noise_in_tiles(axes, strides, p, passes, output, noisy, input, signal, scale, key, plane_offset, weight) -> None:
-    height, width = output.shape[-2:]
-    work = _Workspace(p, height, width, math.prod(axes), passes, weight.device)
-    draws = triton.cdiv((height // 2 + 1) * (width // 2 + 1), ORBITS_OF_PROGRAM)
+    work = _Workspace(p, *output.shape[-2:], math.prod(axes), passes, weight.device)
     for first in range(0, math.prod(axes), work.planes):
         planes = min(work.planes, math.prod(axes) - first)
         _launch(
-            tiles.draw_kernel, (planes, draws),
-            work.spectrum, first, axes, key, strides["key"], plane_offset, strides["number"],
-            weight, strides["weight"],
-            H=height, W=width, MH=p.MH, MW=p.MW, ORBITS=ORBITS_OF_PROGRAM, num_warps=4,
+            tiles.columns_noise_kernel, (planes, work.column_tiles),
+            work.lines, work.column_factors, first, axes, key, strides["key"], plane_offset, strides["number"],
+            weight, strides["weight"], work.rows[1], **work.by_columns,
         )  # fmt: skip
         operands = {"noisy": noisy, "input": input, "signal": signal, "scale": scale}
-        _inverse_in_tiles(work, planes, first, axes, strides, output, **operands)
+        _rows_inverse(work, planes, first, axes, strides, output, **operands)
 
 
-def _inverse_in_tiles(
-    work, planes, first, axes, strides, output, *, scale, noisy=None, input=None, signal=None
-) -> None:
-    grid = planes, work.column_tiles
-    _launch(tiles.columns_inverse_kernel, grid, work.lines, work.spectrum, work.rows[1], **work.by_columns)
+def _rows_inverse(work, planes, first, axes, strides, output, *, scale, noisy=None, input=None, signal=None) -> None:
     _launch(
-        tiles.rows_inverse_kernel, (planes, work.row_tiles),
-        output, noisy, first, axes, strides["output"], work.lines, input, strides.get("input"), signal,
-        strides.get("signal"), scale, strides["scale"], work.columns[0], **work.by_rows,
+        tiles.rows_inverse_kernel, (planes, work.inverse_tiles),
+        output, noisy, first, axes, strides["output"], work.lines, work.column_factors, input, strides.get("input"),
+        signal, strides.get("signal"), scale, strides["scale"], work.columns[0], **work.inverse,
     )  # fmt: skip
 
 
-def _warps(values: int) -> int:
-    """For a tile of so many values, of two products: 32 registers of a thread hold its sums."""
-    return max(1, values // 512)
+def _warps(sums: int) -> int:
+    """For so many sums of a program: 32 registers of a thread hold them, 64 where that would take more than 8 warps, of
+    which each reads the same factors from shared memory."""
+    return min(8, max(1, sums // 1024))
 
 
 def _planes_of_tile(MH: int, MW: int, height: int, width: int, strides: dict[str, Sequence[int]]) -> int:

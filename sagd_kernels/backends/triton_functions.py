@@ -59,7 +59,7 @@ def _environment(**variables: str):
 
 
 @triton.jit
-def _wide_product(a, multiplier: tl.constexpr):
+def _wideproduct(a, multiplier: tl.constexpr):
     product = a.to(tl.uint64) * multiplier
     return (product >> 32).to(tl.uint32), product.to(tl.uint32)
 
@@ -69,8 +69,8 @@ def _philox(c0, c1, c2, k0, k1):
     """Philox4x32-10 of the counters (c0, c1, c2, 0): four tensors of 32-bit words."""
     c3 = tl.zeros_like(c0)
     for _ in tl.static_range(10):
-        high0, low0 = _wide_product(c0, 0xD2511F53)
-        high1, low1 = _wide_product(c2, 0xCD9E8D57)
+        high0, low0 = _wideproduct(c0, 0xD2511F53)
+        high1, low1 = _wideproduct(c2, 0xCD9E8D57)
         c0 = high1 ^ c1 ^ k0
         c1 = low1
         c2 = high0 ^ c3 ^ k1
@@ -229,6 +229,45 @@ def line(k, l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
+def draw_quadrants(
+    first_k, first_l, stream, weight, scale, H: tl.constexpr, W: tl.constexpr, KS: tl.constexpr, LS: tl.constexpr
+):  # fmt: skip
+    """scale w F in a tile of KS slots of k times LS of l: the quadrants cc, cs, sc, ss of what an inverse takes."""
+    k = frequencies(first_k, KS, H)
+    l = frequencies(first_l, LS, W)
+    k_slot = first_k + tl.arange(0, KS)
+    l_slot = first_l + tl.arange(0, LS)
+    plus, minus = load_weights(weight, k[:, None], l[None, :], H, W)
+    a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, scale, H, W)
+    cc = a + c
+    ss = c - a
+    sc = -b - d
+    cs = d - b
+    # The sines of the Nyquist frequencies, a row and a column, in slot 0.
+    if H % 32 == 0 and first_k == 0:
+        half_height = tl.full((1,), H // 2, tl.int32)
+        row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
+        row_a, row_b = line(half_height, l, stream, row, scale, H, W)
+        sc = tl.where(k_slot[:, None] == 0, -row_b[None, :], sc)
+        ss = tl.where(k_slot[:, None] == 0, -row_a[None, :], ss)
+    if W % 32 == 0 and first_l == 0:
+        # The column, and after it the corner, repeated.
+        half_width = tl.full((1,), W // 2, tl.int32)
+        index = tl.arange(0, 2 * KS)
+        column_k = tl.where(index < KS, tl.minimum(first_k + index, H // 2), H // 2)
+        column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
+        column = 0.5 * column_plus + 0.5 * column_minus
+        column_a, column_b = line(column_k, half_width, stream, column, scale, H, W)
+        column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, KS))))
+        column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, KS))))
+        if H % 32 == 0:
+            column_a = tl.where(k_slot == 0, corner_a, column_a)
+        cs = tl.where(l_slot[None, :] == 0, -column_b[:, None], cs)
+        ss = tl.where(l_slot[None, :] == 0, -column_a[:, None], ss)
+    return cc, cs, sc, ss
+
+
+@triton.jit
 def largest_weight(weight, COUNT: tl.constexpr, BLOCK: tl.constexpr):
     largest = tl.zeros((BLOCK,), tl.float32)
     for first in range(0, COUNT, BLOCK):
@@ -301,13 +340,22 @@ def inverse_power_of_two(scale):
 
 
 @triton.jit
-def load_basis(matrix, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PASSES: tl.constexpr):
+def load_parts(matrix, rows, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PASSES: tl.constexpr):
     """The high and low parts of a matrix of ROWS x COLUMNS, one after the other in memory."""
     high = tl.load(matrix + rows * COLUMNS + columns)
     if PASSES == 1:
         return high, high
     else:
         return high, tl.load(matrix + ROWS * COLUMNS + rows * COLUMNS + columns)
+
+
+@triton.jit
+def store_parts(matrix, rows, columns, x, inside, ROWS: tl.constexpr, COLUMNS: tl.constexpr, PASSES: tl.constexpr):
+    """The inverse of load_parts: the low part only where there are three passes."""
+    high, low = _split(x, PASSES)
+    tl.store(matrix + rows * COLUMNS + columns, high, mask=inside)
+    if PASSES == 3:
+        tl.store(matrix + ROWS * COLUMNS + rows * COLUMNS + columns, low, mask=inside)
 
 
 @triton.jit
@@ -320,7 +368,7 @@ def _split(x, PASSES: tl.constexpr):
 
 
 @triton.jit
-def _product(a_high, a_low, b_high, b_low, sum, PASSES: tl.constexpr):
+def product(a_high, a_low, b_high, b_low, sum, PASSES: tl.constexpr):
     """sum + a b"""
     if PASSES == 3:
         sum = tl.dot(a_low, b_high, sum)
@@ -333,14 +381,14 @@ def left_dot(matrix_high, matrix_low, x, PASSES: tl.constexpr):
     """matrix x"""
     high, low = _split(x, PASSES)
     zero = tl.zeros((matrix_high.shape[0], x.shape[1]), tl.float32)
-    return _product(matrix_high, matrix_low, high, low, zero, PASSES)
+    return product(matrix_high, matrix_low, high, low, zero, PASSES)
 
 
 @triton.jit
 def right_dot(x, matrix_high, matrix_low, sum, PASSES: tl.constexpr):
     """sum + x matrix"""
     high, low = _split(x, PASSES)
-    return _product(high, low, matrix_high, matrix_low, sum, PASSES)
+    return product(high, low, matrix_high, matrix_low, sum, PASSES)
 
 
 # ---- scales ----------------------------------------------------------------------------------------------------------

@@ -28,17 +28,15 @@ import triton.language as tl
 
 from .triton_functions import (
     by_mma_sync,
-    coefficients,
     count_bins,
     count_kept,
+    draw_quadrants,
     even_and_odd,
     frequencies,
     inverse_power_of_two,
     largest_weight,
     left_dot,
-    line,
-    load_basis,
-    load_weights,
+    load_parts,
     own_negative,
     plane_stream,
     power_of_two,
@@ -123,55 +121,26 @@ def noise_kernel(
     range_scale = power_of_two(largest_weight(weight, H * (W // 2 + 1), 512), 4)
 
     n = tl.arange(0, NW)[None, :]
-    half_height = tl.full((1,), H // 2, tl.int32)
-    half_width = tl.full((1,), W // 2, tl.int32)
     zero = tl.zeros((NW, MH), tl.float32)
     even = zero
     odd = zero
     for first_k in range(0, K_SLOTS, CHUNK):
-        k = frequencies(first_k, CHUNK, H)
         k_slot = first_k + tl.arange(0, CHUNK)
         cosine_lines = tl.zeros((NW, CHUNK), tl.float32)
         sine_lines = tl.zeros((NW, CHUNK), tl.float32)
         for first_l in range(0, L_SLOTS, TILE):
-            l = frequencies(first_l, TILE, W)
+            cc, cs, sc, ss = draw_quadrants(first_k, first_l, stream, weight, range_scale, H, W, CHUNK, TILE)
             l_slot = first_l + tl.arange(0, TILE)
-            plus, minus = load_weights(weight, k[:, None], l[None, :], H, W)
-            a, b, c, d = coefficients(k[:, None], l[None, :], stream, plus, minus, range_scale, H, W)
-            cc = a + c
-            ss = c - a
-            sc = -b - d
-            cs = d - b
-            # The sines of the Nyquist frequencies, a row and a column, in slot 0.
-            if H % 32 == 0 and first_k == 0:
-                row = tl.load(weight + (H // 2 * (W // 2 + 1) + l))
-                row_a, row_b = line(half_height, l, stream, row, range_scale, H, W)
-                sc = tl.where(k_slot[:, None] == 0, -row_b[None, :], sc)
-                ss = tl.where(k_slot[:, None] == 0, -row_a[None, :], ss)
-            if W % 32 == 0 and first_l == 0:
-                # The column, and after it the corner, repeated.
-                index = tl.arange(0, 2 * CHUNK)
-                column_k = tl.where(index < CHUNK, tl.minimum(first_k + index, H // 2), H // 2)
-                column_plus, column_minus = load_weights(weight, column_k, W // 2, H, W)
-                column = 0.5 * column_plus + 0.5 * column_minus
-                column_a, column_b = line(column_k, half_width, stream, column, range_scale, H, W)
-                column_a, corner_a = tl.split(tl.trans(tl.reshape(column_a, (2, CHUNK))))
-                column_b, _ = tl.split(tl.trans(tl.reshape(column_b, (2, CHUNK))))
-                if H % 32 == 0:
-                    column_a = tl.where(k_slot == 0, corner_a, column_a)
-                cs = tl.where(l_slot[None, :] == 0, -column_b[:, None], cs)
-                ss = tl.where(l_slot[None, :] == 0, -column_a[:, None], ss)
-
-            high, low = load_basis(columns_basis, l_slot[:, None], n, MW, NW, PASSES)
+            high, low = load_parts(columns_basis, l_slot[:, None], n, MW, NW, PASSES)
             cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cc), PASSES)
             sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(sc), PASSES)
-            high, low = load_basis(columns_basis + 2 * MW * NW, l_slot[:, None], n, MW, NW, PASSES)
+            high, low = load_parts(columns_basis + 2 * MW * NW, l_slot[:, None], n, MW, NW, PASSES)
             cosine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(cs), PASSES)
             sine_lines += left_dot(tl.trans(high), tl.trans(low), tl.trans(ss), PASSES)
         m = tl.arange(0, MH)[None, :]
-        high, low = load_basis(rows_basis, k_slot[:, None], m, MH, MH, PASSES)
+        high, low = load_parts(rows_basis, k_slot[:, None], m, MH, MH, PASSES)
         even += right_dot(cosine_lines, high, low, zero, PASSES)
-        high, low = load_basis(rows_basis + 2 * MH * MH, k_slot[:, None], m, MH, MH, PASSES)
+        high, low = load_parts(rows_basis + 2 * MH * MH, k_slot[:, None], m, MH, MH, PASSES)
         odd += right_dot(sine_lines, high, low, zero, PASSES)
 
     norm = inverse_power_of_two(range_scale) * (2.0 / (H * W)) ** 0.5
@@ -237,11 +206,11 @@ def _half_spectrum(
                 folded = tl.trans(range_scale * top - range_scale * bottom)
             else:
                 folded = tl.trans(range_scale * top + range_scale * bottom)
-            high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
+            high, low = load_parts(columns_basis, slot, n, MW, NW, PASSES)
             cosines += left_dot(high, low, folded, PASSES)
-            high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
+            high, low = load_parts(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
             sines += left_dot(high, low, folded, PASSES)
-        high, low = load_basis(rows_basis + SINES * (2 * MH * MH), m, k, MH, MH, PASSES)
+        high, low = load_parts(rows_basis + SINES * (2 * MH * MH), m, k, MH, MH, PASSES)
         of_cosines += right_dot(cosines, high, low, zero, PASSES)
         of_sines += right_dot(sines, high, low, zero, PASSES)
     return of_cosines, of_sines
@@ -340,18 +309,18 @@ def filter_kernel(
         for first in range(0, ROWS, CHUNK):
             m = first + tl.arange(0, CHUNK)[:, None]
             k = tl.arange(0, MH)[None, :]
-            high, low = load_basis(rows_basis, m, k, MH, MH, PASSES)
+            high, low = load_parts(rows_basis, m, k, MH, MH, PASSES)
             even_cosines = left_dot(high, low, tl.trans(y_cc), PASSES)
             even_sines = left_dot(high, low, tl.trans(y_cs), PASSES)
-            high, low = load_basis(rows_basis + 2 * MH * MH, m, k, MH, MH, PASSES)
+            high, low = load_parts(rows_basis + 2 * MH * MH, m, k, MH, MH, PASSES)
             odd_cosines = left_dot(high, low, tl.trans(y_sc), PASSES)
             odd_sines = left_dot(high, low, tl.trans(y_ss), PASSES)
             for first_column in tl.static_range(0, NW, COLUMNS):
                 n = first_column + tl.arange(0, COLUMNS)[None, :]
-                high, low = load_basis(columns_basis, slot, n, MW, NW, PASSES)
+                high, low = load_parts(columns_basis, slot, n, MW, NW, PASSES)
                 even = right_dot(even_cosines, high, low, nothing, PASSES)
                 odd = right_dot(odd_cosines, high, low, nothing, PASSES)
-                high, low = load_basis(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
+                high, low = load_parts(columns_basis + 2 * MW * NW, slot, n, MW, NW, PASSES)
                 even += right_dot(even_sines, high, low, nothing, PASSES)
                 odd += right_dot(odd_sines, high, low, nothing, PASSES)
                 even *= factor

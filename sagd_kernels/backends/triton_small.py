@@ -35,7 +35,7 @@ from .triton_functions import (
     later_stream,
     left_dot,
     line,
-    load_basis,
+    load_parts,
     load_weights,
     own_negative,
     plane_stream,
@@ -141,8 +141,8 @@ def whole_filter_kernel(
     WHITEN: tl.constexpr = target is not None
     m = tl.arange(0, MH)[:, None]
     n = tl.arange(0, MW)[None, :]
-    columns_high, columns_low = load_basis(columns_basis, tl.arange(0, MW)[:, None], n, MW, MW, PASSES)
-    rows_high, rows_low = load_basis(rows_basis, m, tl.arange(0, MH)[None, :], MH, MH, PASSES)
+    columns_high, columns_low = load_parts(columns_basis, tl.arange(0, MW)[:, None], n, MW, MW, PASSES)
+    rows_high, rows_low = load_parts(rows_basis, m, tl.arange(0, MH)[None, :], MH, MH, PASSES)
     k = tl.arange(0, MH)[None, :]
     l = tl.arange(0, MW)[:, None]
     first = tl.program_id(0) * planes_of_program
@@ -161,8 +161,8 @@ def whole_filter_kernel(
         if mixed:
             minus_l = _mirrored(tl.arange(0, MW), W)[:, None]
             minus_k = _mirrored(tl.arange(0, MH), H)[:, None]
-            mirrored_high, mirrored_low = load_basis(columns_basis, minus_l, n, MW, MW, PASSES)
-            high, low = load_basis(rows_basis, minus_k, tl.arange(0, MH)[None, :], MH, MH, PASSES)
+            mirrored_high, mirrored_low = load_parts(columns_basis, minus_l, n, MW, MW, PASSES)
+            high, low = load_parts(rows_basis, minus_k, tl.arange(0, MH)[None, :], MH, MH, PASSES)
             y -= v * _coefficients(x * scale_in, mirrored_high, mirrored_low, high, low, PASSES)
 
         unscale = inverse_power_of_two(scale_in)
@@ -227,10 +227,10 @@ def whole_noise_kernel(
     ORBITS: tl.constexpr = (H // 2 + 1) * (W // 2 + 1)
     m = tl.arange(0, 2 * MH)[:, None]
     slot = tl.arange(0, 2 * MH)[None, :]  # k, cosine or sine
-    rows_high, rows_low = load_basis(rows_basis, slot % 2 * (2 * MH) + slot // 2, m, MH, 2 * MH, PASSES)
+    rows_high, rows_low = load_parts(rows_basis, slot % 2 * (2 * MH) + slot // 2, m, MH, 2 * MH, PASSES)
     n = tl.arange(0, 2 * MW)[None, :]
     slot = tl.arange(0, 2 * MW)[:, None]  # cosine or sine, l
-    columns_high, columns_low = load_basis(columns_basis, slot // MW * (2 * MW) + slot % MW, n, MW, 2 * MW, PASSES)
+    columns_high, columns_low = load_parts(columns_basis, slot // MW * (2 * MW) + slot % MW, n, MW, 2 * MW, PASSES)
 
     plane = tl.arange(0, PLANES)
     # Orbits are tiles [plane, k // 4, l, k % 4].

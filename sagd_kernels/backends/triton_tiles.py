@@ -1,20 +1,28 @@
 """The operators on planes of up to 512 x 512 as Triton kernels: the products of triton_kernels.py, tile by tile.
 
-A plane is too large for a program, so each axis's transform is a launch of its own, and between launches planes are in
-device memory, as float32. The host takes as many planes at a time as let this stay in the L2 cache:
+A plane is too large for a program, so between launches it is in device memory, transformed along its rows: its lines.
+They are kept as what products take, pairs of float16, with factors of their own for every TILE of them. The host takes
+as many planes at a time as let this stay in the L2 cache:
 
-    lines     [2, H, MW]      each row's coefficients, of the cosines and of the sines along W; by slots of l
-    spectrum  [2, 2, MH, MW]  the plane's, first of the cosines, then of the sines along H; by slots of k and l
+    lines   [2, 2, parts, MH, MW]   of the even and of the odd part of the columns, or of their upper and lower half;
+                                    products with the cosines and with the sines along W; high and low parts, or high
+                                    ones alone; by rows of a half, or by slots of k; by slots of l
 
-Noise is drawn as a spectrum; two launches make planes of spectra. The filter has two more before them, of which the
-second multiplies by the weight. A program computes one tile of two products: of the cosines along its axis and of the
-sines. Powers of two, chosen by each program for what it reads, keep float16 in range. No plane sees another.
+Noise takes two launches: columns of a spectrum are drawn and transformed to lines, and these to rows. The filter takes
+three: rows to lines; columns of lines to a spectrum, which is weighted, and back; lines to rows. A program transforms
+columns in TILE slots of l, whole, so it needs no other's. An axis is padded to a power of two where sums of products
+are held, and to a multiple of TILE in memory and where it is summed over.
 
-A product is summed in steps of 16, each step by tensor cores, which truncate, the steps in float32, which rounds: so
-the error does not grow with the axis.
+Powers of two keep float16 in range: of what a program reads, by the largest value; of what it writes, because no sum
+exceeds the largest value times their number. What is smaller by as much as that keeps its precision, which is the
+floor of float16's exponents, 2^-24, under the largest number, 2^15. No plane sees another.
 
-Cost per pixel: for each axis transformed M multiply-adds, for M slots, in 1 or 3 passes, and 8 bytes of the L2 cache;
-what drawing takes as there.
+A product is summed in steps of 16 or 32, each step by tensor cores, which truncate, the steps in float32, which rounds:
+so the error does not grow with the axis.
+
+Cost per pixel: for each axis transformed M multiply-adds, for M slots, in 1 or 3 passes; 2 or 4 bytes of the L2 cache
+to write lines and as many to read them, twice that for columns of a spectrum that are weighted; what drawing takes as
+there.
 """
 
 import triton
@@ -22,21 +30,23 @@ import triton.language as tl
 
 from .triton_functions import (
     by_mma_sync,
-    coefficients,
     count_bins,
+    draw_quadrants,
     even_and_odd,
     inverse_power_of_two,
     left_dot,
-    load_basis,
-    load_weights,
+    load_parts,
     own_negative,
     plane_stream,
     power_of_two,
+    product,
     right_dot,
     scale_of,
+    store_parts,
 )
 
-EXPONENT = tl.constexpr(12)  # of the largest operand, so that the sum of two of them is a float16
+EXPONENT = tl.constexpr(12)  # of the largest operand, so that the sum of four of them is a float16
+DRAWN_EXPONENT = tl.constexpr(10)  # of the largest weight, so that the sum of two normals times it is a float16
 
 
 # ---- planes and slots ------------------------------------------------------------------------------------------------
@@ -68,288 +78,291 @@ def _sine_frequency(slot, N: tl.constexpr):
         return tl.minimum(slot, N // 2)
 
 
-@triton.jit
-def _halves(n, inside, N: tl.constexpr, TILE: tl.constexpr):
-    """Whether the samples n of a tile, from the two ends of lines of N, are any; an odd number's middle is of the first
-    half."""
-    if N % (2 * TILE) == 0:
-        return inside, inside
-    else:
-        return (2 * n < N) & inside, (2 * n < N - 1) & inside
+@triton.constexpr_function
+def _quarter(MH, MW, PASSES):
+    """The size of one of the four parts of a plane's lines."""
+    return (1 if PASSES == 1 else 2) * MH * MW
+
+
+# ---- from rows to lines ----------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _load_ends(line, n, stride, inside, N: tl.constexpr, TILE: tl.constexpr):
-    near_inside, far_inside = _halves(n, inside, N, TILE)
-    near = tl.load(line + n * stride, mask=near_inside, other=0.0)
-    far = tl.load(line + (N - 1 - n) * stride, mask=far_inside, other=0.0)
-    return near.to(tl.float32), far.to(tl.float32)
-
-
-@triton.jit
-def _store_ends(line, n, stride, inside, near, far, N: tl.constexpr, TILE: tl.constexpr):
-    near_inside, far_inside = _halves(n, inside, N, TILE)
-    tl.store(line + n * stride, near, mask=near_inside)
-    tl.store(line + (N - 1 - n) * stride, far, mask=far_inside)
-
-
-@triton.jit
-def _larger(largest, x, y):
-    return tl.maximum(largest, tl.maximum(tl.abs(x), tl.abs(y)))
-
-
-# ---- noise -----------------------------------------------------------------------------------------------------------
-
-
-@by_mma_sync
-@triton.jit(do_not_specialize=["first", "first_number"])
-def draw_kernel(
-    spectrum, first, sizes, key, key_strides, first_number, number_strides, weight, weight_strides,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, ORBITS: tl.constexpr,
-):  # fmt: skip
-    """The spectrum of T_w xi: frequency orbits, each to the slots of its basis functions."""
-    ALL: tl.constexpr = (H // 2 + 1) * (W // 2 + 1)
-    number = first_number.to(tl.uint64) + _plane(first, sizes, number_strides).to(tl.uint64)
-    stream = plane_stream(key + _plane(first, sizes, key_strides), number, ALL)
-    orbit = _tile(tl.program_id(1), ORBITS)
-    inside = orbit < ALL
-    orbit = tl.minimum(orbit, ALL - 1)
-    k = orbit // (W // 2 + 1)
-    l = orbit % (W // 2 + 1)
-    plus, minus = load_weights(weight + _plane(first, sizes, weight_strides), k, l, H, W)
-    a, b, c, d = coefficients(k, l, stream, plus, minus, (2.0 / (H * W)) ** 0.5, H, W)
-
-    # Where 32 divides N, slot 0 of the sines is for the frequency that has no slot of the cosines.
-    K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
-    L_SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
-    k_cosine = inside & (k < K_SLOTS)
-    l_cosine = l < L_SLOTS
-    k_sine = inside & ((k > 0) | (H % 32 != 0))
-    l_sine = (l > 0) | (W % 32 != 0)
-    k_slot = tl.where(k < K_SLOTS, k, 0) * MW
-    l_slot = tl.where(l < L_SLOTS, l, 0)
-    spectrum += tl.program_id(0).to(tl.int64) * (4 * MH * MW)
-    tl.store(spectrum + (k_slot + l_slot), a + c, mask=k_cosine & l_cosine)
-    tl.store(spectrum + (MH * MW + k_slot + l_slot), d - b, mask=k_cosine & l_sine)
-    tl.store(spectrum + (2 * MH * MW + k_slot + l_slot), -b - d, mask=k_sine & l_cosine)
-    tl.store(spectrum + (3 * MH * MW + k_slot + l_slot), c - a, mask=k_sine & l_sine)
-
-
-# ---- from planes to spectra ------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def _difference(x, x_stride, target, target_stride, n, inside, W: tl.constexpr, CHUNK: tl.constexpr):
-    near, far = _load_ends(x, n, x_stride, inside, W, CHUNK)
+def _load_difference(x, x_stride, target, target_stride, n, inside):
+    """Samples n of rows of input - target, or of input."""
+    difference = tl.load(x + n * x_stride, mask=inside, other=0.0).to(tl.float32)
     if target is not None:
-        target_near, target_far = _load_ends(target, n, target_stride, inside, W, CHUNK)
-        near -= target_near
-        far -= target_far
-    return near, far
+        difference -= tl.load(target + n * target_stride, mask=inside, other=0.0).to(tl.float32)
+    return difference
 
 
 @by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def rows_forward_kernel(
-    lines, first, sizes, input, input_strides, target, target_strides, columns_transposed,
-    H: tl.constexpr, W: tl.constexpr, MW: tl.constexpr, ROWS: tl.constexpr, TW: tl.constexpr, CHUNK: tl.constexpr,
+    lines, row_factors, first, sizes, input, input_strides, target, target_strides, columns_transposed,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, TILE: tl.constexpr,
     PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The lines of input - target, or of input."""
-    h = _tile(tl.program_id(1) // (MW // TW), ROWS)[:, None]
-    l = _tile(tl.program_id(1) % (MW // TW), TW)[None, :]
-    inside = h < H
-    x = input + _plane(first, sizes, input_strides) + h * input_strides[3]
+    """The lines of input - target, or of input, from TILE rows of each half."""
+    SAMPLES: tl.constexpr = min(32, TW)  # of a step
+    m = _tile(tl.program_id(1), TILE)[:, None]
+    l = tl.arange(0, TW)[None, :]
+    upper = 2 * m < H  # an odd height's middle is of the upper half
+    lower = 2 * m < H - 1
+    x_top = input + _plane(first, sizes, input_strides) + m * input_strides[3]
+    x_bottom = x_top + (H - 1 - 2 * m) * input_strides[3]
+    t_top = target
+    t_bottom = target
     if target is not None:
-        target += _plane(first, sizes, target_strides) + h * target_strides[3]
+        t_top = target + _plane(first, sizes, target_strides) + m * target_strides[3]
+        t_bottom = t_top + (H - 1 - 2 * m) * target_strides[3]
+    x_stride = input_strides[4]
+    t_stride = target_strides[4]
 
-    largest = tl.zeros((ROWS, CHUNK), tl.float32)
-    for start in range(0, (W + 1) // 2, CHUNK):
-        n = start + tl.arange(0, CHUNK)[None, :]
-        near, far = _difference(x, input_strides[4], target, target_strides[4], n, inside, W, CHUNK)
-        largest = _larger(largest, near, far)
+    largest = tl.zeros((TILE, 2 * SAMPLES), tl.float32)
+    for start in range(0, W, 2 * SAMPLES):
+        n = start + tl.arange(0, 2 * SAMPLES)[None, :]
+        top = _load_difference(x_top, x_stride, t_top, t_stride, n, upper & (n < W))
+        bottom = _load_difference(x_bottom, x_stride, t_bottom, t_stride, n, lower & (n < W))
+        largest = tl.maximum(largest, tl.maximum(tl.abs(top), tl.abs(bottom)))
     scale = power_of_two(tl.max(largest), EXPONENT)
 
-    zero = tl.zeros((ROWS, TW), tl.float32)
-    cosines = zero
-    sines = zero
-    for start in range(0, (W + 1) // 2, CHUNK):
-        n = start + tl.arange(0, CHUNK)[None, :]
-        near, far = _difference(x, input_strides[4], target, target_strides[4], n, inside, W, CHUNK)
-        near *= scale
-        far *= scale
-        n = start + tl.arange(0, CHUNK)[:, None]
-        cos_high, cos_low = load_basis(columns_transposed, n, l, MW, MW, PASSES)
-        sin_high, sin_low = load_basis(columns_transposed + 2 * MW * MW, n, l, MW, MW, PASSES)
-        cosines += right_dot(near + far, cos_high, cos_low, zero, PASSES)
-        sines += right_dot(near - far, sin_high, sin_low, zero, PASSES)
+    zero = tl.zeros((TILE, TW), tl.float32)
+    even_cosines = zero
+    even_sines = zero
+    odd_cosines = zero
+    odd_sines = zero
+    for start in range(0, (W + 1) // 2, SAMPLES):
+        n = start + tl.arange(0, SAMPLES)[None, :]
+        left = 2 * n < W
+        right = 2 * n < W - 1
+        top_left = _load_difference(x_top, x_stride, t_top, t_stride, n, upper & left)
+        top_right = _load_difference(x_top, x_stride, t_top, t_stride, W - 1 - n, upper & right)
+        bottom_left = _load_difference(x_bottom, x_stride, t_bottom, t_stride, n, lower & left)
+        bottom_right = _load_difference(x_bottom, x_stride, t_bottom, t_stride, W - 1 - n, lower & right)
+        even_left = scale * top_left + scale * bottom_left
+        even_right = scale * top_right + scale * bottom_right
+        odd_left = scale * top_left - scale * bottom_left
+        odd_right = scale * top_right - scale * bottom_right
+        n = start + tl.arange(0, SAMPLES)[:, None]
+        high, low = load_parts(columns_transposed, n, l, TW, TW, PASSES)
+        even_cosines += right_dot(even_left + even_right, high, low, zero, PASSES)
+        odd_cosines += right_dot(odd_left + odd_right, high, low, zero, PASSES)
+        high, low = load_parts(columns_transposed + 2 * TW * TW, n, l, TW, TW, PASSES)
+        even_sines += right_dot(even_left - even_right, high, low, zero, PASSES)
+        odd_sines += right_dot(odd_left - odd_right, high, low, zero, PASSES)
 
-    unscale = inverse_power_of_two(scale)
-    lines += tl.program_id(0).to(tl.int64) * (2 * H * MW) + (h * MW + l)
-    tl.store(lines, cosines * unscale, mask=inside)
-    tl.store(lines + H * MW, sines * unscale, mask=inside)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER)
+    inside = l < MW
+    store_parts(lines, m, l, even_cosines * (1 / TW), inside, MH, MW, PASSES)
+    store_parts(lines + QUARTER, m, l, even_sines * (1 / TW), inside, MH, MW, PASSES)
+    store_parts(lines + 2 * QUARTER, m, l, odd_cosines * (1 / TW), inside, MH, MW, PASSES)
+    store_parts(lines + 3 * QUARTER, m, l, odd_sines * (1 / TW), inside, MH, MW, PASSES)
+    tl.store(row_factors + tl.program_id(0) * (MH // TILE) + tl.program_id(1), inverse_power_of_two(scale) * TW)
+
+
+# ---- from lines to lines ---------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _columns(
+    lines, even, odd, factors, rows_basis, COUNT: tl.constexpr,
+    MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr, PASSES: tl.constexpr,
+):  # fmt: skip
+    """Along the rows' axis, the products of cosines with lines at the offsets `even`, and of sines with those at `odd`:
+    [TH, 2 TILE], sums over the first COUNT, times the factors of each TILE, if there are any."""
+    k = tl.arange(0, TH)[:, None]
+    zero = tl.zeros((TH, 2 * TILE), tl.float32)
+    of_cosines = zero
+    of_sines = zero
+    for start in range(0, COUNT, TILE):
+        m = start + tl.arange(0, TILE)
+        factor = 1.0
+        if factors is not None:
+            factor = tl.load(factors + start // TILE)
+        high, low = load_parts(rows_basis, k, m[None, :], TH, TH, PASSES)
+        x_high, x_low = load_parts(lines + even, m[:, None], 0, MH, MW, PASSES)
+        of_cosines += factor * product(high, low, x_high, x_low, zero, PASSES)
+        high, low = load_parts(rows_basis + 2 * TH * TH, k, m[None, :], TH, TH, PASSES)
+        x_high, x_low = load_parts(lines + odd, m[:, None], 0, MH, MW, PASSES)
+        of_sines += factor * product(high, low, x_high, x_low, zero, PASSES)
+    return of_cosines, of_sines
 
 
 @by_mma_sync
 @triton.jit(do_not_specialize=["first"])
-def columns_forward_kernel(
-    spectrum, tile_loss, first, sizes, loss_strides, lines, weight, weight_strides, rows_basis,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    CHUNK: tl.constexpr, PASSES: tl.constexpr,
+def columns_filter_kernel(
+    lines, column_factors, tile_loss, row_factors, first, sizes, loss_strides, weight, weight_strides, rows_basis,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr,
+    OUTPUT: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The spectrum of T_w x from the lines of x; to `tile_loss`, where there is one, the tile's share of the mean over
-    the plane of x T_w x.
+    """The lines of T_w x in the place of those of x, if OUTPUT; to `tile_loss`, where there is one, the tile's share of
+    the mean over the plane of x T_w x.
 
-    The weight mixes cc with ss and cs with sc, which a program's pair of products therefore is.
+    Columns of TILE slots of l stand side by side, the cosines' and the sines'. The weight mixes cc with ss and cs with
+    sc, so the odd lines' are in the other order: sines first. The second transform takes its spectrum TILE rows at a
+    time, which registers cannot give to a loop. So it, too, goes where the lines were, for this program alone.
     """
-    mixed = tl.program_id(1) % 2  # 0: cc and ss; 1: cs and sc
-    k = _tile(tl.program_id(1) // 2 % (MH // TH), TH)[:, None]
-    l = _tile(tl.program_id(1) // 2 // (MH // TH), TW)[None, :]
-    lines += tl.program_id(0).to(tl.int64) * (2 * H * MW) + l
-    for_even = lines + mixed * (H * MW)
-    for_odd = lines + (1 - mixed) * (H * MW)
-
-    largest = tl.zeros((CHUNK, TW), tl.float32)
-    for start in range(0, (H + 1) // 2, CHUNK):
-        m = start + tl.arange(0, CHUNK)[:, None]
-        top, bottom = _load_ends(for_even, m, MW, True, H, CHUNK)
-        largest = _larger(largest, top, bottom)
-        top, bottom = _load_ends(for_odd, m, MW, True, H, CHUNK)
-        largest = _larger(largest, top, bottom)
-    scale = power_of_two(tl.max(largest), EXPONENT)
-
-    even = tl.zeros((TH, TW), tl.float32)
-    odd = tl.zeros((TH, TW), tl.float32)
-    for start in range(0, (H + 1) // 2, CHUNK):
-        m = start + tl.arange(0, CHUNK)[None, :]
-        cos_high, cos_low = load_basis(rows_basis, k, m, MH, MH, PASSES)
-        sin_high, sin_low = load_basis(rows_basis + 2 * MH * MH, k, m, MH, MH, PASSES)
-        m = start + tl.arange(0, CHUNK)[:, None]
-        top, bottom = _load_ends(for_even, m, MW, True, H, CHUNK)
-        even += left_dot(cos_high, cos_low, scale * top + scale * bottom, PASSES)
-        top, bottom = _load_ends(for_odd, m, MW, True, H, CHUNK)
-        odd += left_dot(sin_high, sin_low, scale * top - scale * bottom, PASSES)
+    HALF: tl.constexpr = (H + 1) // 2
+    K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER)
+    column = tl.arange(0, 2 * TILE)[None, :]
+    right = column // TILE  # 0: cc and ss; 1: cs and sc
+    l = tl.program_id(1) * TILE + column % TILE
+    even = right * QUARTER + l
+    odd = (3 - right) * QUARTER + l
+    row_factors += tl.program_id(0) * (MH // TILE)
+    even_t, odd_t = _columns(lines, even, odd, row_factors, rows_basis, HALF, MH, MW, TH, TILE, PASSES)
 
     weight += _plane(first, sizes, weight_strides)
+    k = tl.arange(0, TH)[:, None]
     k_cosine, k_sine = tl.minimum(k, H // 2), _sine_frequency(k, H)
     l_cosine, l_sine = tl.minimum(l, W // 2), _sine_frequency(l, W)
-    l_even = tl.where(mixed == 0, l_cosine, l_sine)
-    l_odd = tl.where(mixed == 0, l_sine, l_cosine)
+    l_even = tl.where(right == 0, l_cosine, l_sine)
+    l_odd = tl.where(right == 0, l_sine, l_cosine)
     u_even, v = even_and_odd(weight, k_cosine, l_even, H, W, False)
     u_odd, _ = even_and_odd(weight, k_sine, l_odd, H, W, False)
-    v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, tl.where(mixed == 0, -v, v))
+    v = tl.where(own_negative(k, H) | own_negative(l, W), 0.0, tl.where(right == 0, -v, v))
     # A basis function's coefficient is its product with the plane over its squared length.
     norm = count_bins(k, H) * count_bins(l, W) / (H * W)
-    y_even = u_even * norm * even + v * norm * odd
-    y_odd = u_odd * norm * odd + v * norm * even
+    even_y = u_even * norm * even_t + v * norm * odd_t
+    odd_y = u_odd * norm * odd_t + v * norm * even_t
 
-    unscale = inverse_power_of_two(scale)
     if tile_loss is not None:
-        total = tl.sum(even * y_even + odd * y_odd) / (H * W)
+        total = tl.sum(even_t * even_y + odd_t * odd_y) / (H * W)
         tile_loss += _plane(first, sizes, loss_strides) * tl.num_programs(1) + tl.program_id(1)
-        tl.store(tile_loss, total * unscale * unscale)
-    if spectrum is not None:
-        spectrum += tl.program_id(0).to(tl.int64) * (4 * MH * MW) + (k * MW + l)
-        tl.store(spectrum + mixed * (MH * MW), y_even * unscale)
-        tl.store(spectrum + (3 - mixed) * (MH * MW), y_odd * unscale)
+        tl.store(tile_loss, total)
+    if OUTPUT:
+        scale = power_of_two(tl.max(tl.maximum(tl.abs(even_y), tl.abs(odd_y))), EXPONENT)
+        inside = k < MH
+        tl.debug_barrier()  # all have read the lines
+        store_parts(lines + even, k, 0, even_y * scale, inside, MH, MW, PASSES)
+        store_parts(lines + odd, k, 0, odd_y * scale, inside, MH, MW, PASSES)
+        tl.debug_barrier()
+        transposed = rows_basis + 4 * TH * TH
+        odd = even + 2 * QUARTER  # in the even ones' order
+        even_x, odd_x = _columns(lines, even, odd, None, transposed, K_SLOTS, MH, MW, TH, TILE, PASSES)
+        tl.debug_barrier()  # all have read the spectrum
+        _store_halves(lines + even, even_x, odd_x, MH, MW, TH, PASSES)
+        factor = inverse_power_of_two(scale) * TH
+        tl.store(column_factors + tl.program_id(0) * (MW // TILE) + tl.program_id(1), factor)
 
 
-# ---- from spectra to planes ------------------------------------------------------------------------------------------
+@triton.jit
+def _store_halves(lines, even, odd, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, PASSES: tl.constexpr):
+    """Upper and lower halves of columns from their even and odd parts, sums of TH products at most, over TH."""
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    m = tl.arange(0, TH)[:, None]
+    even *= 1 / TH
+    odd *= 1 / TH
+    store_parts(lines, m, 0, even + odd, m < MH, MH, MW, PASSES)
+    store_parts(lines + 2 * QUARTER, m, 0, even - odd, m < MH, MH, MW, PASSES)
 
 
 @by_mma_sync
-@triton.jit
-def columns_inverse_kernel(
-    lines, spectrum, rows_transposed,
-    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TW: tl.constexpr,
-    CHUNK: tl.constexpr, PASSES: tl.constexpr,
+@triton.jit(do_not_specialize=["first", "first_number"])
+def columns_noise_kernel(
+    lines, column_factors, first, sizes, key, key_strides, first_number, number_strides, weight, weight_strides,
+    rows_transposed,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TH: tl.constexpr, TILE: tl.constexpr,
+    PASSES: tl.constexpr,
 ):  # fmt: skip
-    """The lines of a spectrum."""
-    sine = tl.program_id(1) % 2  # along the columns
-    m = _tile(tl.program_id(1) // 2 % (MH // TH), TH)[:, None]
-    l = _tile(tl.program_id(1) // 2 // (MH // TH), TW)[None, :]
-    SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
-    inside = l < W // 2 + (W % 32 != 0)
-    plane = tl.program_id(0).to(tl.int64)
-    for_even = spectrum + (plane * 4 + sine) * (MH * MW) + l
-    for_odd = for_even + 2 * MH * MW
+    """The lines of T_w xi, in TILE slots of l: TILE frequencies k at a time are drawn and taken up by the sums."""
+    K_SLOTS: tl.constexpr = H // 2 + (H % 32 != 0)
+    number = first_number.to(tl.uint64) + _plane(first, sizes, number_strides).to(tl.uint64)
+    stream = plane_stream(key + _plane(first, sizes, key_strides), number, (H // 2 + 1) * (W // 2 + 1))
+    weight += _plane(first, sizes, weight_strides)
+    first_l = tl.program_id(1) * TILE
+    l = first_l + tl.arange(0, TILE)[None, :]
 
-    largest = tl.zeros((CHUNK, TW), tl.float32)
-    for start in range(0, SLOTS, CHUNK):
-        k = start + tl.arange(0, CHUNK)[:, None]
-        cosines = tl.load(for_even + k * MW, mask=inside & (k < SLOTS), other=0.0)
-        sines = tl.load(for_odd + k * MW, mask=inside & (k < SLOTS), other=0.0)
-        largest = _larger(largest, cosines, sines)
-    scale = power_of_two(tl.max(largest), EXPONENT)
+    largest = tl.zeros((TILE, TILE), tl.float32)
+    for start in range(0, H, TILE):
+        row = weight + tl.minimum(start + tl.arange(0, TILE), H - 1)[:, None] * (W // 2 + 1)
+        cosines = tl.load(row + tl.minimum(l, W // 2))
+        sines = tl.load(row + _sine_frequency(l, W))
+        largest = tl.maximum(largest, tl.maximum(tl.abs(cosines), tl.abs(sines)))
+    scale = power_of_two(tl.max(largest), DRAWN_EXPONENT)
 
-    even = tl.zeros((TH, TW), tl.float32)
-    odd = tl.zeros((TH, TW), tl.float32)
-    for start in range(0, SLOTS, CHUNK):
-        k = start + tl.arange(0, CHUNK)[None, :]
-        cos_high, cos_low = load_basis(rows_transposed, m, k, MH, MH, PASSES)
-        sin_high, sin_low = load_basis(rows_transposed + 2 * MH * MH, m, k, MH, MH, PASSES)
-        k = start + tl.arange(0, CHUNK)[:, None]
-        cosines = tl.load(for_even + k * MW, mask=inside & (k < SLOTS), other=0.0)
-        sines = tl.load(for_odd + k * MW, mask=inside & (k < SLOTS), other=0.0)
-        even += left_dot(cos_high, cos_low, scale * cosines, PASSES)
-        odd += left_dot(sin_high, sin_low, scale * sines, PASSES)
+    m = tl.arange(0, TH)[:, None]
+    zero = tl.zeros((TH, TILE), tl.float32)
+    even_cosines = zero
+    even_sines = zero
+    odd_cosines = zero
+    odd_sines = zero
+    for start in range(0, K_SLOTS, TILE):
+        k = start + tl.arange(0, TILE)[None, :]
+        cc, cs, sc, ss = draw_quadrants(start, first_l, stream, weight, scale, H, W, TILE, TILE)
+        high, low = load_parts(rows_transposed, m, k, TH, TH, PASSES)
+        even_cosines += left_dot(high, low, cc, PASSES)
+        even_sines += left_dot(high, low, cs, PASSES)
+        high, low = load_parts(rows_transposed + 2 * TH * TH, m, k, TH, TH, PASSES)
+        odd_cosines += left_dot(high, low, sc, PASSES)
+        odd_sines += left_dot(high, low, ss, PASSES)
 
-    unscale = inverse_power_of_two(scale)
-    even *= unscale
-    odd *= unscale
-    _store_ends(lines + (plane * 2 + sine) * (H * MW) + l, m, MW, True, even + odd, even - odd, H, TH)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER) + l
+    _store_halves(lines, even_cosines, odd_cosines, MH, MW, TH, PASSES)
+    _store_halves(lines + QUARTER, even_sines, odd_sines, MH, MW, TH, PASSES)
+    factor = inverse_power_of_two(scale) * (TH * (2.0 / (H * W)) ** 0.5)
+    tl.store(column_factors + tl.program_id(0) * (MW // TILE) + tl.program_id(1), factor)
+
+
+# ---- from lines to rows ----------------------------------------------------------------------------------------------
 
 
 @by_mma_sync
 @triton.jit(do_not_specialize=["first"])
 def rows_inverse_kernel(
-    output, noisy, first, sizes, output_strides, lines, input, input_strides, signal_scale, signal_strides,
-    scale, scale_strides, columns_basis,
-    H: tl.constexpr, W: tl.constexpr, MW: tl.constexpr, ROWS: tl.constexpr, TW: tl.constexpr, CHUNK: tl.constexpr,
-    PASSES: tl.constexpr,
+    output, noisy, first, sizes, output_strides, lines, column_factors, input, input_strides, signal_scale,
+    signal_strides, scale, scale_strides, columns_basis,
+    H: tl.constexpr, W: tl.constexpr, MH: tl.constexpr, MW: tl.constexpr, TW: tl.constexpr, TILE: tl.constexpr,
+    ROWS: tl.constexpr, SAMPLES: tl.constexpr, PASSES: tl.constexpr,
 ):  # fmt: skip
     """scale x to `output`, from the lines of x. With an input, x, and to `noisy` signal_scale input + scale x."""
-    h = _tile(tl.program_id(1) // (MW // TW), ROWS)[:, None]
-    n = _tile(tl.program_id(1) % (MW // TW), TW)[None, :]
+    HALF: tl.constexpr = (H + 1) // 2
     SLOTS: tl.constexpr = W // 2 + (W % 32 != 0)
-    inside = h < H
-    lines += tl.program_id(0).to(tl.int64) * (2 * H * MW) + h * MW
+    ROW_TILES: tl.constexpr = triton.cdiv(HALF, ROWS)
+    SAMPLE_TILES: tl.constexpr = triton.cdiv((W + 1) // 2, SAMPLES)
+    tile = tl.program_id(1) // SAMPLE_TILES
+    lower = tile // ROW_TILES
+    m = _tile(tile % ROW_TILES, ROWS)[:, None]
+    n = _tile(tl.program_id(1) % SAMPLE_TILES, SAMPLES)[None, :]
+    h = tl.where(lower == 0, m, H - 1 - m)
+    inside = m < HALF - lower * (H % 2)
+    QUARTER: tl.constexpr = _quarter(MH, MW, PASSES)
+    lines += tl.program_id(0).to(tl.int64) * (4 * QUARTER) + lower * (2 * QUARTER)
+    column_factors += tl.program_id(0) * (MW // TILE)
 
-    largest = tl.zeros((ROWS, CHUNK), tl.float32)
-    for start in range(0, SLOTS, CHUNK):
-        l = start + tl.arange(0, CHUNK)[None, :]
-        cosines = tl.load(lines + l, mask=inside & (l < SLOTS), other=0.0)
-        sines = tl.load(lines + (H * MW + l), mask=inside & (l < SLOTS), other=0.0)
-        largest = _larger(largest, cosines, sines)
-    range_scale = power_of_two(tl.max(largest), EXPONENT)
-
-    zero = tl.zeros((ROWS, TW), tl.float32)
+    zero = tl.zeros((ROWS, SAMPLES), tl.float32)
     even = zero
     odd = zero
-    for start in range(0, SLOTS, CHUNK):
-        l = start + tl.arange(0, CHUNK)[None, :]
-        cosines = tl.load(lines + l, mask=inside & (l < SLOTS), other=0.0)
-        sines = tl.load(lines + (H * MW + l), mask=inside & (l < SLOTS), other=0.0)
-        l = start + tl.arange(0, CHUNK)[:, None]
-        cos_high, cos_low = load_basis(columns_basis, l, n, MW, MW, PASSES)
-        sin_high, sin_low = load_basis(columns_basis + 2 * MW * MW, l, n, MW, MW, PASSES)
-        even += right_dot(range_scale * cosines, cos_high, cos_low, zero, PASSES)
-        odd += right_dot(range_scale * sines, sin_high, sin_low, zero, PASSES)
+    for start in range(0, SLOTS, TILE):
+        l = start + tl.arange(0, TILE)
+        factor = tl.load(column_factors + start // TILE)
+        x_high, x_low = load_parts(lines, tl.minimum(m, MH - 1), l[None, :], MH, MW, PASSES)
+        high, low = load_parts(columns_basis, l[:, None], n, TW, TW, PASSES)
+        even += factor * product(x_high, x_low, high, low, zero, PASSES)
+        x_high, x_low = load_parts(lines + QUARTER, tl.minimum(m, MH - 1), l[None, :], MH, MW, PASSES)
+        high, low = load_parts(columns_basis + 2 * TW * TW, l[:, None], n, TW, TW, PASSES)
+        odd += factor * product(x_high, x_low, high, low, zero, PASSES)
 
     factor = scale_of(scale, _plane(first, sizes, scale_strides))
-    unscale = inverse_power_of_two(range_scale)
     if input is None:
-        unscale *= factor
-    even *= unscale
-    odd *= unscale
+        even *= factor
+        odd *= factor
     left = even + odd
     right = even - odd
     row = _plane(first, sizes, output_strides) * (H * W) + h * W
-    _store_ends(output + row, n, 1, inside, left, right, W, TW)
+    left_inside = inside & (2 * n < W)
+    right_inside = inside & (2 * n < W - 1)
+    tl.store(output + row + n, left, mask=left_inside)
+    tl.store(output + row + (W - 1 - n), right, mask=right_inside)
     if input is not None:
         signal = scale_of(signal_scale, _plane(first, sizes, signal_strides))
         x = input + _plane(first, sizes, input_strides) + h * input_strides[3]
-        input_left, input_right = _load_ends(x, n, input_strides[4], inside, W, TW)
-        noisy_left = signal * input_left + factor * left
-        noisy_right = signal * input_right + factor * right
-        _store_ends(noisy + row, n, 1, inside, noisy_left, noisy_right, W, TW)
+        x_left = tl.load(x + n * input_strides[4], mask=left_inside, other=0.0).to(tl.float32)
+        x_right = tl.load(x + (W - 1 - n) * input_strides[4], mask=right_inside, other=0.0).to(tl.float32)
+        tl.store(noisy + row + n, signal * x_left + factor * left, mask=left_inside)
+        tl.store(noisy + row + (W - 1 - n), signal * x_right + factor * right, mask=right_inside)
