@@ -11,8 +11,9 @@
 
 namespace sagd {
 
+// Of floats it is aligned as a whole, as a GPU thread reads and writes one: in a single access.
 template <class V>
-struct Complex {
+struct alignas(sizeof(V) == sizeof(float) ? 2 * sizeof(V) : alignof(V)) Complex {
   V re, im;
 };
 
