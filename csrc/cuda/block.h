@@ -235,7 +235,14 @@ struct WeightTable {
 
     __device__ __forceinline__ float operator()(int l) const { return data[l * step]; }
   };
-  __device__ __forceinline__ Row row(int row) const { return {data + row * row_step, column_step}; }
+  __device__ __forceinline__ Row row(int row) const {
+    const float* start = data + row * row_step;
+#ifdef __CUDA_ARCH__
+    // in device memory: the compiler would rather add the row to every index, in 64 bits
+    if (column_step != 1) asm("" : "+l"(start));
+#endif
+    return {start, column_step};
+  }
 
   // for lines in registers, of the frequencies of a packed row, each in its packed_place; row height / 2 is the last one
   __device__ __forceinline__ const float* packed_row(int row) const { return data + row * row_step; }

@@ -172,6 +172,7 @@ class ClusterTransform {
     if (row(j) == 0) return;
     const DrawnRow drawn(shape_, memory_, weight, row(j));
     const auto to = [&](int p) { return memory_.rows + p * shape_.pitch + j; };
+    SAGD_UNROLL_TWICE
     for (int l = int(threadIdx.x) / shape_.block_rows; l < shape_.orbits; l += step) drawn(from, l, to);
   }
 

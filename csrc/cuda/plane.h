@@ -135,22 +135,19 @@ class PlaneTransform {
         shape_.threads};
   }
 
-  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own where the rows
-  // divide the threads.
+  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own: where the rows do
+  // not divide the threads, some have nothing to do.
   template <class From>
   __device__ __forceinline__ void draw_rows(const From& from, const WeightTable& weight) {
-    const int rows = shape_.packed_rows, step = quotient(shape_.threads, shape_.packed_rows);
-    const int further = shape_.threads - step * rows;
-    int l = quotient(start_, shape_.packed_rows), row = start_ - l * rows;
-    while (l < shape_.orbits) {  // of a row, or of one orbit before the thread goes on to another row
+    const int rows = shape_.packed_rows, fit = quotient(shape_.threads, shape_.packed_rows), step = fit > 0 ? fit : 1;
+    for (int task = start_; task < step * rows; task += shape_.threads) {
+      const int first = quotient(task, shape_.packed_rows), row = task - first * rows;
+      if (row == 0) continue;
       const DrawnRow drawn(shape_, shared_, weight, row);
       const PackedRow points = packed_row(row);
       const auto to = [&](int p) { return points[p]; };
-      const int end = further > 0 ? l + 1 : shape_.orbits;
-      for (int here = row > 0 ? l : end; here < end; here += further > 0 ? 1 : step) drawn(from, here, to);
-      l = further > 0 ? l + step : end;
-      row += further;
-      if (row >= rows) row -= rows, ++l;
+      SAGD_UNROLL_TWICE
+      for (int l = first; l < shape_.orbits; l += step) drawn(from, l, to);
     }
   }
 

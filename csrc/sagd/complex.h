@@ -4,9 +4,11 @@
 #if defined(__CUDACC__)
 #define SAGD_INLINE __host__ __device__ __forceinline__
 #define SAGD_UNROLL _Pragma("unroll")
+#define SAGD_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define SAGD_INLINE inline __attribute__((always_inline))
 #define SAGD_UNROLL _Pragma("GCC unroll 16")
+#define SAGD_UNROLL_TWICE _Pragma("GCC unroll 2")
 #endif
 
 namespace sagd {
