@@ -71,11 +71,11 @@ struct Scales {
 // Shared memory, from the coarsest alignment to the finest.
 template <class Shape>
 struct Shared {
+  Scales* scales;  // two for each plane of the block: of the plane that is worked on, and of the next one
   Point *column_roots, *row_roots;  // exp(-2 pi i k / length)
   Point* sums;  // a thread's part of its plane's loss, and its number of bins
   Point* planes;
   float* tables;
-  Scales* scales;  // two for each plane of the block: of the plane that is worked on, and of the next one
   RowPair* pairs;
   uint16_t* pair_frequency;  // k of each packed row
   uint16_t *column_position, *row_position, *row_frequency;  // row_position also of frequency `width`, which is 0
@@ -84,12 +84,12 @@ struct Shared {
   SAGD_INLINE Shared(unsigned char* memory, const Shape& shape, int planes_per_block, int tables_, bool measure) {
     unsigned char* at = memory;
     constexpr int indexed = !Shape::in_registers;  // lines in registers need no tables of what is where
+    scales = take<Scales>(at, 2 * planes_per_block);
     column_roots = take<Point>(at, indexed * shape.columns.length);
     row_roots = take<Point>(at, indexed * shape.rows.length);
     sums = take<Point>(at, measure ? planes_per_block * shape.threads : 0);
     planes = take<Point>(at, planes_per_block * plane_points(shape));
     tables = take<float>(at, tables_ * table_size(shape));
-    scales = take<Scales>(at, 2 * planes_per_block);
     pairs = take<RowPair>(at, indexed * shape.packed_rows);
     pair_frequency = take<uint16_t>(at, indexed * shape.packed_rows);
     column_position = take<uint16_t>(at, indexed * shape.columns.length);

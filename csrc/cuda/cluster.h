@@ -157,7 +157,8 @@ class ClusterTransform {
     for (int l = threadIdx.x; rank_ == 0 && l < shape_.orbits; l += shape_.threads) {
       draw_packed_row(shape_, memory_.pairs[0], stream, weight, l, frequencies(0));
     }
-    if (stream.carries(uint32_t(shape_.orbits * (shape_.columns.length / 2 + 1)))) draw_rows(stream, weight);  // hardly ever
+    const int orbits = shape_.orbits * (shape_.columns.length / 2 + 1);
+    if (stream.carries(uint32_t(orbits))) draw_rows(stream, weight);  // hardly ever
     else draw_rows(QuickStream(stream), weight);
     scatter<false>();
   }

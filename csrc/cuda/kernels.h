@@ -156,15 +156,17 @@ __device__ __forceinline__ Weight<map> weight_of(const Job& job, const Shape& sh
           shape.rows.length, job.keys ? deviation * sqrtf(factor) : factor};
 }
 
-// body(transform, weight, task, shared) for every plane of the block, which asks for the first `scales` of its two. The threads of an idle slot keep the same barriers.
-// The next plane begins without a barrier: body must have one after its last use of the weight and one after that of the
-// scales, and a thread may last read only points that it is first to write.
+// body(transform, weight, task, shared) for every plane of the block, of which it is told the first `scales` scales. The
+// threads of an idle slot keep the same barriers. The next plane begins without a barrier: body must have one after its
+// last use of the weight, and one after it has read the scales; a thread may last read only points that it is first to
+// write.
 template <WeightMap map, int scales, class Shape, class Body>
 __device__ __forceinline__ void for_block_planes(const Call<Shape>& call, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Shape& shape = call.shape;
   const Job& job = call.job;
-  const Shared<Shape> shared(shared_memory, shape, call.planes_per_block, call.tables, map == WeightMap::inverse_square);
+  constexpr bool measure = map == WeightMap::inverse_square;
+  const Shared<Shape> shared(shared_memory, shape, call.planes_per_block, call.tables, measure);
   if constexpr (!Shape::in_registers) fill_tables(shared, call);
   __syncthreads();
 

@@ -52,10 +52,10 @@ __device__ __forceinline__ float sqrt_of_normal(float x) {
 // The standard deviation of a normal over that of what is drawn here: sqrt(2 ln 2).
 constexpr float deviation = 1.17741002f;
 
-// weight sqrt(-log2 u) (cos, sin)(2 pi r1 / 2^32), or its conjugate, with u = (r0 + 1/2) / 2^32. Near u = 1, where the special function
-// units' logarithm says little, three terms of its series; of the angle, the nearest half turn is split off as a sign.
-// The rest, t half turns, is doubled from half of it: polynomials for the root of 2 times sine and cosine of that. The
-// result is right to 5e-8 in the mean square, 3e-7 at most.
+// weight sqrt(-log2 u) (cos, sin)(2 pi r1 / 2^32), or its conjugate, with u = (r0 + 1/2) / 2^32. Near u = 1, where the
+// special function units' logarithm says little, three terms of its series; of the angle, the nearest half turn is split
+// off as a sign. The rest, t half turns, is doubled from half of it: polynomials for the root of 2 times sine and cosine
+// of that. The result is right to 5e-8 in the mean square, 3e-7 at most.
 __device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1, float weight, bool conjugate) {
   const bool near_one = r0 >= 0xF8000000u;
   const float u = fmaf(float(near_one ? ~r0 : r0), 0x1p-32f, 0x1p-33f);  // or 1 - u, without cancellation

@@ -135,8 +135,8 @@ class PlaneTransform {
         shape_.threads};
   }
 
-  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own: where the rows do
-  // not divide the threads, some have nothing to do.
+  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own: where the rows
+  // do not divide the threads, some have nothing to do.
   template <class From>
   __device__ __forceinline__ void draw_rows(const From& from, const WeightTable& weight) {
     const int rows = shape_.packed_rows, fit = quotient(shape_.threads, shape_.packed_rows), step = fit > 0 ? fit : 1;

@@ -123,8 +123,9 @@ class RegisterTransform {
   __device__ __forceinline__ bool first() const { return true; }
 
  private:
-  // Rows 0 and length / 2, z and y, are real before their row transform and share the first packed row. As (z + i y) / 2
-  // and (z - i y) / 2 they come apart as all other rows and their mirrors do, without a choice for every point.
+  // Rows 0 and length / 2, z and y, are real before their row transform and share the first packed row. As
+  // (z + i y) / 2 and (z - i y) / 2 they come apart as all other rows and their mirrors do, without a choice for every
+  // point.
   static __device__ __forceinline__ void disguise_real_rows(Point& z, Point& y) {
     const Point half = z * 0.5f, turned = quarter_turn<true>(y) * 0.5f;
     z = half + turned;

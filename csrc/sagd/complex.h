@@ -8,7 +8,7 @@
 #else
 #define SAGD_INLINE inline __attribute__((always_inline))
 #define SAGD_UNROLL _Pragma("GCC unroll 16")
-#define SAGD_UNROLL_TWICE _Pragma("GCC unroll 2")
+#define SAGD_UNROLL_TWICE
 #endif
 
 namespace sagd {
