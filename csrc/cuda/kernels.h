@@ -314,11 +314,15 @@ SAGD_KERNEL(Shape::fewer_blocks) whitened_mse(const __grid_constant__ Call<Shape
         const ReadPacked<S, Shape> input{shape, {call.job.input, task.plane, shape.rows.length}};
         const ReadPacked<S, Shape> target{shape, {call.job.target, task.plane, shape.rows.length}};
         const auto difference = [&]<int R>(int h, int j, int step, Point* v) {
-          Point other[R];
+          constexpr int n = Shape::max_threads > 768 && R % 2 == 0 ? 2 : R;  // of the target: 72 registers are too few
           input.template operator()<R>(h, j, step, v);
-          target.template operator()<R>(h, j, step, other);
           SAGD_UNROLL
-          for (int m = 0; m < R; ++m) v[m] = v[m] - other[m];
+          for (int first = 0; first < R; first += n) {
+            Point other[n];
+            target.template operator()<n>(h + first * step, j, step, other);
+            SAGD_UNROLL
+            for (int m = 0; m < n; ++m) v[first + m] = v[first + m] - other[m];
+          }
         };
         const Point part = transform.template forward<true>(difference, weight, filter);
         const int before = task.slot * shape.threads, thread = int(threadIdx.x) - before;
