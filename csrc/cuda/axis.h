@@ -162,6 +162,7 @@ struct AnyShape {
   static constexpr int fewer_blocks = 1;  // where two inputs, or two outputs, need more registers
   static constexpr bool always_staged = false, never_staged = false;  // the weight, in shared memory
   static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
+  static constexpr bool alone = false;  // whether blocks have a single plane
   Axis columns, rows;
   Count packed_columns, packed_rows, orbits;
   int threads;  // for each plane; depends on the shape alone
@@ -181,7 +182,7 @@ struct FixedShape {
   // whether the weight, 2 bytes a pixel, finds room beside the plane on every GPU: a block has 99 KB at least. Where it
   // does not, it stays in device memory, so that a multiprocessor holds one plane more.
   static constexpr bool always_staged = 6 * Columns::length * Rows::length < 90 << 10, never_staged = !always_staged;
-  static constexpr bool in_registers = false, in_a_warp = false, adjacent = false;
+  static constexpr bool in_registers = false, in_a_warp = false, adjacent = false, alone = 2 * threads > max_threads;
 };
 
 // A square whose lines are held in registers (register_plane.h), each by one lane of a warp, or for noise by two.
@@ -190,7 +191,7 @@ template <int length, int lanes_, int max_threads_, int min_blocks_>
 struct RegisterSquare
     : FixedShape<lanes_ * int(std::bit_ceil(unsigned(length / 2))), min_blocks_, FixedAxis<length>, FixedAxis<length>> {
   static constexpr int lanes = lanes_, max_threads = max_threads_;
-  static constexpr bool in_registers = true;
+  static constexpr bool in_registers = true, alone = false;
   static constexpr bool in_a_warp = RegisterSquare::FixedShape::threads <= 32;  // whose barrier is enough
   static constexpr bool adjacent = lanes == 1;  // packed columns are columns 2 j and 2 j + 1
 };

@@ -1,6 +1,8 @@
 // What a block of threads holds in shared memory, and how a plane's weight is read.
 #pragma once
 
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 #include "cuda/axis.h"
@@ -26,9 +28,8 @@ struct Call {
 };
 
 // A packed row: frequencies k and -k of the columns, after separation one complex row, k, of twice the length.
-struct alignas(8) RowPair {
+struct alignas(4) RowPair {
   uint16_t first, second;  // rows of the plane's storage: the one of k, and of -k (k = 0: of height / 2)
-  uint16_t k, unused;
 };
 
 // The storage of a plane: rows of packed_columns points. An odd pitch keeps both walks over it, along a row and down
@@ -62,28 +63,37 @@ SAGD_INLINE int table_size(const Shape& shape) {
   else return shape.columns.length * table_pitch(shape);
 }
 
+// What a plane's results are multiplied by; see Job.
+struct Scales {
+  float scale, signal_scale;
+};
+
 // Shared memory, from the coarsest alignment to the finest.
 template <class Shape>
 struct Shared {
+  Scales* scales;  // two for each plane of the block: of the plane that is worked on, and of the next one
   Point *column_roots, *row_roots;  // exp(-2 pi i k / length)
-  RowPair* pairs;
   Point* sums;  // a thread's part of its plane's loss, and its number of bins
   Point* planes;
   float* tables;
-  uint16_t *column_position, *row_position, *row_frequency;
+  RowPair* pairs;
+  uint16_t* pair_frequency;  // k of each packed row
+  uint16_t *column_position, *row_position, *row_frequency;  // row_position also of frequency `width`, which is 0
   size_t bytes;
 
   SAGD_INLINE Shared(unsigned char* memory, const Shape& shape, int planes_per_block, int tables_, bool measure) {
     unsigned char* at = memory;
     constexpr int indexed = !Shape::in_registers;  // lines in registers need no tables of what is where
+    scales = take<Scales>(at, 2 * planes_per_block);
     column_roots = take<Point>(at, indexed * shape.columns.length);
     row_roots = take<Point>(at, indexed * shape.rows.length);
-    pairs = take<RowPair>(at, indexed * shape.packed_rows);
     sums = take<Point>(at, measure ? planes_per_block * shape.threads : 0);
     planes = take<Point>(at, planes_per_block * plane_points(shape));
     tables = take<float>(at, tables_ * table_size(shape));
+    pairs = take<RowPair>(at, indexed * shape.packed_rows);
+    pair_frequency = take<uint16_t>(at, indexed * shape.packed_rows);
     column_position = take<uint16_t>(at, indexed * shape.columns.length);
-    row_position = take<uint16_t>(at, indexed * shape.rows.length);
+    row_position = take<uint16_t>(at, indexed * (shape.rows.length + 1));
     row_frequency = take<uint16_t>(at, indexed * shape.rows.length);
     bytes = size_t(at - memory);
   }
@@ -122,15 +132,47 @@ __device__ void fill_tables(const Memory& shared, const Call<Shape>& call) {
     const int at = position(shape.rows, l);
     shared.row_roots[l] = root(l, width);
     shared.row_position[l] = uint16_t(at);
+    if (l == 0) shared.row_position[width] = uint16_t(at);
     shared.row_frequency[at] = uint16_t(l);
   }
   for (int i = threadIdx.x; i < shape.packed_rows; i += blockDim.x) {
     const int k = call.rows[i];
     const int partner = k > 0 ? height - k : height / 2;
     const int second = k == 0 && height % 2 ? height : position(shape.columns, partner);
-    shared.pairs[i] = {uint16_t(position(shape.columns, k)), uint16_t(second), uint16_t(k), 0};
+    shared.pairs[i] = {uint16_t(position(shape.columns, k)), uint16_t(second)};
+    shared.pair_frequency[i] = uint16_t(k);
   }
 }
+
+__device__ __forceinline__ float widen(float x) { return x; }
+__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
+__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ __forceinline__ float factor(const Factors& factors, int64_t plane) {
+  if (!factors.data) return 1;
+  const int64_t at = factors.batch.offset(plane);
+  switch (factors.dtype) {
+    case Dtype::float32: return static_cast<const float*>(factors.data)[at];
+    case Dtype::float64: return float(static_cast<const double*>(factors.data)[at]);
+    case Dtype::bfloat16: return widen(static_cast<const __nv_bfloat16*>(factors.data)[at]);
+    default: return widen(static_cast<const __half*>(factors.data)[at]);
+  }
+}
+
+// The scales of a plane: one thread looks them up, as that takes as long as several pixels; the others find them in
+// shared memory, after a barrier.
+template <int scales>
+__device__ __forceinline__ Scales scales_of(const Job& job, int64_t plane) {
+  return {factor(job.scale, plane), scales > 1 ? factor(job.signal_scale, plane) : 0};
+}
+
+// What the threads of a plane are to do.
+struct Task {
+  int64_t plane;
+  bool idle;  // the slot has no plane: this is another one's
+  int slot;   // which of the block's planes
+  const Scales& scales;
+};
 
 // Waits for the other threads of a plane, which are a warp's, or the block's.
 template <bool in_a_warp>
@@ -189,11 +231,18 @@ struct WeightTable {
   // of the frequencies of row k or -k, in a pair's place `row`; l as `at` has it
   struct Row {
     const float* data;
-    unsigned start, step;
+    int step;
 
-    __device__ __forceinline__ float operator()(int l) const { return data[start + l * step]; }
+    __device__ __forceinline__ float operator()(int l) const { return data[l * step]; }
   };
-  __device__ __forceinline__ Row row(int row) const { return {data, unsigned(row * row_step), unsigned(column_step)}; }
+  __device__ __forceinline__ Row row(int row) const {
+    const float* start = data + row * row_step;
+#ifdef __CUDA_ARCH__
+    // in device memory: the compiler would rather add the row to every index, in 64 bits
+    if (column_step != 1) asm("" : "+l"(start));
+#endif
+    return {start, column_step};
+  }
 
   // for lines in registers, of the frequencies of a packed row, each in its packed_place; row height / 2 is the last one
   __device__ __forceinline__ const float* packed_row(int row) const { return data + row * row_step; }

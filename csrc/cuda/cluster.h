@@ -89,10 +89,12 @@ class Peer {
 template <class Shape>
 struct ClusterMemory {
   Point *column_roots, *row_roots;
-  RowPair* pairs;  // of all packed rows
-  Point* totals;   // two of every block: its sum of the loss
-  Point* sums;     // a thread's part of it
+  Point* totals;  // two of every block: its sum of the loss
+  Point* sums;    // a thread's part of it
   Point *columns, *rows;
+  Scales* scales;            // see Shared
+  RowPair* pairs;            // of all packed rows
+  uint16_t* pair_frequency;  // see Shared
   uint16_t *column_position, *row_position, *row_frequency;
   size_t bytes;
 
@@ -100,14 +102,16 @@ struct ClusterMemory {
     constexpr int height = decltype(Shape::columns)::length, width = decltype(Shape::rows)::length;
     column_roots = reinterpret_cast<Point*>(memory);
     row_roots = column_roots + height;
-    pairs = reinterpret_cast<RowPair*>(row_roots + width);
-    totals = reinterpret_cast<Point*>(pairs + Shape::packed_rows);
+    totals = row_roots + width;
     sums = totals + (measure ? 2 * Shape::ranks : 0);
     columns = sums + (measure ? Shape::threads : 0);
     rows = columns + height * Shape::block_columns;
-    column_position = reinterpret_cast<uint16_t*>(rows + width * Shape::pitch);
+    scales = reinterpret_cast<Scales*>(rows + width * Shape::pitch);
+    pairs = reinterpret_cast<RowPair*>(scales + 2);
+    pair_frequency = reinterpret_cast<uint16_t*>(pairs + Shape::packed_rows);
+    column_position = pair_frequency + Shape::packed_rows;
     row_position = column_position + height;
-    row_frequency = row_position + width;
+    row_frequency = row_position + width + 1;
     bytes = size_t(reinterpret_cast<unsigned char*>(row_frequency + width) - memory);
   }
 };
@@ -153,14 +157,26 @@ class ClusterTransform {
     for (int l = threadIdx.x; rank_ == 0 && l < shape_.orbits; l += shape_.threads) {
       draw_packed_row(shape_, memory_.pairs[0], stream, weight, l, frequencies(0));
     }
-    for (int task = threadIdx.x; task < shape_.orbits * shape_.block_rows; task += shape_.threads) {
-      const int l = task / shape_.block_rows, j = task % shape_.block_rows;
-      if (row(j) > 0) DrawnRow(shape_, memory_.pairs[row(j)], weight)(stream, l, frequencies(j));
-    }
+    const int orbits = shape_.orbits * (shape_.columns.length / 2 + 1);
+    if (stream.carries(uint32_t(orbits))) draw_rows(stream, weight);  // hardly ever
+    else draw_rows(QuickStream(stream), weight);
     scatter<false>();
   }
 
  private:
+  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own.
+  template <class From>
+  __device__ __forceinline__ void draw_rows(const From& from, const WeightTable& weight) const {
+    constexpr int step = Shape::threads / Shape::block_rows;
+    static_assert(Shape::threads % Shape::block_rows == 0);
+    const int j = int(threadIdx.x) % shape_.block_rows;
+    if (row(j) == 0) return;
+    const DrawnRow drawn(shape_, memory_, weight, row(j));
+    const auto to = [&](int p) { return memory_.rows + p * shape_.pitch + j; };
+    SAGD_UNROLL_TWICE
+    for (int l = int(threadIdx.x) / shape_.block_rows; l < shape_.orbits; l += step) drawn(from, l, to);
+  }
+
   template <bool measure>
   __device__ __forceinline__ Point weigh_rows(const WeightTable& weight, bool filter) const {
     Point sum{0, 0};
@@ -253,15 +269,18 @@ class ClusterTransform {
 };
 
 // As for_planes of kernels.h, for every plane of the block's cluster.
-template <bool measure, class Shape, class Body>
+template <WeightMap map, int scales, class Shape, class Body>
 __device__ __forceinline__ void for_cluster_planes(const Call<Shape>& call, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  const ClusterMemory<Shape> memory(own_memory(shared_memory), measure);
+  const ClusterMemory<Shape> memory(own_memory(shared_memory), map == WeightMap::inverse_square);
   fill_tables(memory, call);
   __syncthreads();
   ClusterTransform<Shape> transform(call.shape, memory);
+  int turn = 0;
   for (int64_t plane = blockIdx.x / Shape::ranks; plane < call.job.planes; plane += gridDim.x / Shape::ranks) {
-    body(transform, ordered_weight(call, plane), plane, 0, memory);
+    Scales& own_scales = memory.scales[turn ^= 1];
+    if (scales > 0 && threadIdx.x == 0) own_scales = scales_of<scales>(call.job, plane);
+    body(transform, ordered_weight(call, plane), Task{plane, false, 0, own_scales}, memory);
   }
 }
 

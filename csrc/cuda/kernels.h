@@ -1,9 +1,6 @@
 // The operators on planes that a block's shared memory holds. Each reads and writes device memory once.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <bit>
 #include <type_traits>
 
@@ -15,26 +12,11 @@ namespace sagd::cuda {
 
 // ---- device memory -------------------------------------------------------------------------------------------------
 
-__device__ __forceinline__ float widen(float x) { return x; }
-__device__ __forceinline__ float widen(__half x) { return __half2float(x); }
-__device__ __forceinline__ float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
-
 template <class S>
 __device__ __forceinline__ S narrow(float x) {
   if constexpr (sizeof(S) == sizeof(float)) return x;
   else if constexpr (std::is_same_v<S, __half>) return __float2half_rn(x);
   else return __float2bfloat16_rn(x);
-}
-
-__device__ __forceinline__ float factor(const Factors& factors, int64_t plane) {
-  if (!factors.data) return 1;
-  const int64_t at = factors.batch.offset(plane);
-  switch (factors.dtype) {
-    case Dtype::float32: return static_cast<const float*>(factors.data)[at];
-    case Dtype::float64: return float(static_cast<const double*>(factors.data)[at]);
-    case Dtype::bfloat16: return widen(static_cast<const __nv_bfloat16*>(factors.data)[at]);
-    default: return widen(static_cast<const __half*>(factors.data)[at]);
-  }
 }
 
 // Two neighbours in a row, in one access.
@@ -174,29 +156,36 @@ __device__ __forceinline__ Weight<map> weight_of(const Job& job, const Shape& sh
           shape.rows.length, job.keys ? deviation * sqrtf(factor) : factor};
 }
 
-// body(transform, weight, plane, slot, shared) for every plane of the block: slot is its place in the block. The
-// threads of a slot without a plane (plane = -1) keep the same barriers. The next plane begins without a barrier: body
-// must have one after its last use of the weight, and a thread may last read only points that it is first to write.
-template <WeightMap map, bool measure, class Shape, class Body>
+// body(transform, weight, task, shared) for every plane of the block, of which it is told the first `scales` scales. The
+// threads of an idle slot keep the same barriers. The next plane begins without a barrier: body must have one after its
+// last use of the weight, and one after it has read the scales; a thread may last read only points that it is first to
+// write.
+template <WeightMap map, int scales, class Shape, class Body>
 __device__ __forceinline__ void for_block_planes(const Call<Shape>& call, Body&& body) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Shape& shape = call.shape;
   const Job& job = call.job;
+  constexpr bool measure = map == WeightMap::inverse_square;
   const Shared<Shape> shared(shared_memory, shape, call.planes_per_block, call.tables, measure);
   if constexpr (!Shape::in_registers) fill_tables(shared, call);
   __syncthreads();
 
-  const int slot = int(threadIdx.x) / shape.threads, thread = int(threadIdx.x) - slot * shape.threads;
+  const int slot = Shape::alone ? 0 : int(threadIdx.x) / shape.threads;
+  const int thread = int(threadIdx.x) - slot * shape.threads, planes = Shape::alone ? 1 : call.planes_per_block;
   const bool one_table = call.tables == 1;
   int64_t staged = -1;  // where the weight in the table came from
-  for (int64_t bundle = blockIdx.x; bundle * call.planes_per_block < job.planes; bundle += gridDim.x) {
-    const int64_t first = bundle * call.planes_per_block, plane = first + slot;
-    const bool idle = plane >= job.planes;
+  int turn = 0;
+  for (int64_t bundle = blockIdx.x; bundle * planes < job.planes; bundle += gridDim.x) {
+    const int64_t first = bundle * planes;
+    const bool idle = !Shape::alone && first + slot >= job.planes;
+    const int64_t plane = idle ? first : first + slot;
+    Scales& own_scales = shared.scales[2 * slot + (turn ^= 1)];
+    if (scales > 0 && thread == 0) own_scales = scales_of<scales>(job, plane);
     WeightTable weight;
     if (Shape::never_staged || (!Shape::always_staged && call.tables == 0)) {
-      weight = ordered_weight(call, idle ? first : plane);
+      weight = ordered_weight(call, plane);
     } else {
-      const int64_t of_weight = job.weight.batch.offset(one_table || idle ? first : plane);
+      const int64_t of_weight = job.weight.batch.offset(one_table ? first : plane);
       float* table = shared.tables + (one_table ? 0 : slot * table_size(shape));
       const int step = one_table ? int(blockDim.x) : shape.threads;
       const int start = of_weight == staged ? table_size(shape) : one_table ? int(threadIdx.x) : thread;
@@ -207,14 +196,14 @@ __device__ __forceinline__ void for_block_planes(const Call<Shape>& call, Body&&
     }
     using Transform = std::conditional_t<Shape::in_registers, RegisterTransform<Shape>, PlaneTransform<Shape>>;
     Transform transform(shape, shared, shared.planes + slot * plane_points(shape), thread, idle);
-    body(transform, weight, idle ? -1 : plane, slot, shared);
+    body(transform, weight, Task{plane, idle, slot, own_scales}, shared);
   }
 }
 
-template <WeightMap map, bool measure, class Shape, class Body>
+template <WeightMap map, int scales, class Shape, class Body>
 __device__ __forceinline__ void for_planes(const Call<Shape>& call, Body&& body) {
-  if constexpr (Clustered<Shape>) return for_cluster_planes<measure>(call, body);
-  else return for_block_planes<map, measure>(call, body);
+  if constexpr (Clustered<Shape>) return for_cluster_planes<map, scales>(call, body);
+  else return for_block_planes<map, scales>(call, body);
 }
 
 namespace kernel {
@@ -245,13 +234,12 @@ __global__ void order_weights(const __grid_constant__ Call<Shape> call, int64_t 
 template <class S, class Shape>
 SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
-  for_planes<WeightMap::value, false>(
-      call, [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
-        const int64_t valid = plane < 0 ? 0 : plane;
-        const float scale = factor(call.job.scale, valid);
-        const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
+  for_planes<WeightMap::value, 1>(
+      call, [&](auto& transform, const auto& weight, const Task& task, const auto&) SAGD_INLINE_LAMBDA {
+        const ReadPacked<S, Shape> input{shape, {call.job.input, task.plane, shape.rows.length}};
         transform.template forward<false>(input, weight, true);
-        S* to = output_plane<S>(call.job.output, shape, valid);
+        const float scale = task.scales.scale;
+        S* to = output_plane<S>(call.job.output, shape, task.plane);
         transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
           put(to + h * shape.rows.length + column, x * scale);
         }));
@@ -263,23 +251,21 @@ SAGD_KERNEL(Shape::min_blocks) spectral_filter(const __grid_constant__ Call<Shap
 template <bool add, class S, class Shape>
 SAGD_KERNEL(add ? Shape::fewer_blocks : Shape::min_blocks) shaped_noise(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
-  for_planes<WeightMap::value, false>(
-      call, [&](auto& transform, const auto& weight, int64_t plane, int, const auto&) SAGD_INLINE_LAMBDA {
-        const int64_t valid = plane < 0 ? 0 : plane;
-        const float scale = factor(call.job.scale, valid);
-        transform.draw(plane_stream(call.job, valid), weight);
-        S* to = output_plane<S>(call.job.output, shape, valid);
+  for_planes<WeightMap::value, add ? 2 : 1>(
+      call, [&](auto& transform, const auto& weight, const Task& task, const auto&) SAGD_INLINE_LAMBDA {
+        transform.draw(plane_stream(call.job, task.plane), weight);
+        const auto [scale, signal_scale] = task.scales;
+        S* to = output_plane<S>(call.job.output, shape, task.plane);
         if constexpr (add) {
           const Job& job = call.job;
-          const float signal_scale = factor(job.signal_scale, valid);
-          const ReadPacked<S, Shape> input{shape, {job.input, valid, shape.rows.length}};
+          const ReadPacked<S, Shape> input{shape, {job.input, task.plane, shape.rows.length}};
           const auto write_to = [&shape](S* to) {
             return WritePacked(shape, [=, &shape](int h, int column, auto x) {
               put(to + h * shape.rows.length + column, x);
             });
           };
           const auto write_noisy = write_to(to);
-          const auto write_noise = write_to(output_plane<S>(job.noise, shape, valid));
+          const auto write_noise = write_to(output_plane<S>(job.noise, shape, task.plane));
           transform.inverse([&]<int R>(int h, int j, int step, const Point* v) {
             constexpr int n = Shape::in_registers ? R : 1;  // at a time: all loads first, where there are registers
             SAGD_UNROLL
@@ -322,28 +308,31 @@ __device__ __forceinline__ Complex<double> sum_of(Point* parts, int thread, int 
 template <class S, class Shape>
 SAGD_KERNEL(Shape::fewer_blocks) whitened_mse(const __grid_constant__ Call<Shape> call) {
   const Shape& shape = call.shape;
-  for_planes<WeightMap::inverse_square, true>(
-      call, [&](auto& transform, const auto& weight, int64_t plane, int slot, const auto& shared) SAGD_INLINE_LAMBDA {
-        const int64_t valid = plane < 0 ? 0 : plane;
+  for_planes<WeightMap::inverse_square, 0>(
+      call, [&](auto& transform, const auto& weight, const Task& task, const auto& shared) SAGD_INLINE_LAMBDA {
         const bool filter = call.job.output != nullptr;
-        const ReadPacked<S, Shape> input{shape, {call.job.input, valid, shape.rows.length}};
-        const ReadPacked<S, Shape> target{shape, {call.job.target, valid, shape.rows.length}};
+        const ReadPacked<S, Shape> input{shape, {call.job.input, task.plane, shape.rows.length}};
+        const ReadPacked<S, Shape> target{shape, {call.job.target, task.plane, shape.rows.length}};
         const auto difference = [&]<int R>(int h, int j, int step, Point* v) {
-          Point other[R];
+          constexpr int n = Shape::max_threads > 768 && R % 2 == 0 ? 2 : R;  // of the target: 72 registers are too few
           input.template operator()<R>(h, j, step, v);
-          target.template operator()<R>(h, j, step, other);
           SAGD_UNROLL
-          for (int m = 0; m < R; ++m) v[m] = v[m] - other[m];
+          for (int first = 0; first < R; first += n) {
+            Point other[n];
+            target.template operator()<n>(h + first * step, j, step, other);
+            SAGD_UNROLL
+            for (int m = 0; m < n; ++m) v[first + m] = v[first + m] - other[m];
+          }
         };
         const Point part = transform.template forward<true>(difference, weight, filter);
-        const int thread = int(threadIdx.x) - slot * shape.threads;
+        const int before = task.slot * shape.threads, thread = int(threadIdx.x) - before;
         const Complex<double> sum =
-            transform.total(sum_of<Shape::in_a_warp>(shared.sums + slot * shape.threads, thread, shape.threads, part));
+            transform.total(sum_of<Shape::in_a_warp>(shared.sums + before, thread, shape.threads, part));
         const double kept = sum.im > 0 ? sum.im : 1;
-        if (thread == 0 && plane >= 0 && transform.first()) call.job.plane_loss[plane] = sum.re / kept;
+        if (thread == 0 && !task.idle && transform.first()) call.job.plane_loss[task.plane] = sum.re / kept;
         if (!filter) return;
         const float scale = float(pixels(shape) / kept);
-        S* to = output_plane<S>(call.job.output, shape, valid);
+        S* to = output_plane<S>(call.job.output, shape, task.plane);
         transform.inverse(WritePacked(shape, [=, &shape](int h, int column, auto x) {
           put(to + h * shape.rows.length + column, x * scale);
         }));

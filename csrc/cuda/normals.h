@@ -52,18 +52,18 @@ __device__ __forceinline__ float sqrt_of_normal(float x) {
 // The standard deviation of a normal over that of what is drawn here: sqrt(2 ln 2).
 constexpr float deviation = 1.17741002f;
 
-// weight sqrt(-log2 u) (cos, sin)(2 pi r1 / 2^32) with u = (r0 + 1/2) / 2^32. Near u = 1, where the special function
-// units' logarithm says little, three terms of its series; of the angle, the nearest half turn is split off as a sign.
-// The rest, t half turns, is doubled from half of it: polynomials for the root of 2 times sine and cosine of that. The
-// result is right to 5e-8 in the mean square, 3e-7 at most.
-__device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1, float weight) {
+// weight sqrt(-log2 u) (cos, sin)(2 pi r1 / 2^32), or its conjugate, with u = (r0 + 1/2) / 2^32. Near u = 1, where the
+// special function units' logarithm says little, three terms of its series; of the angle, the nearest half turn is split
+// off as a sign. The rest, t half turns, is doubled from half of it: polynomials for the root of 2 times sine and cosine
+// of that. The result is right to 5e-8 in the mean square, 3e-7 at most.
+__device__ __forceinline__ Point box_muller(uint32_t r0, uint32_t r1, float weight, bool conjugate) {
   const bool near_one = r0 >= 0xF8000000u;
   const float u = fmaf(float(near_one ? ~r0 : r0), 0x1p-32f, 0x1p-33f);  // or 1 - u, without cancellation
   const float series = u * fmaf(u, fmaf(u, -0.4808983f, -0.7213475f), -1.442695f);
   const float length = sqrt_of_normal(-(near_one ? series : log2_of_normal(u)));
   const uint32_t sign = (r1 + 0x40000000u) & 0x80000000u;
   const float radius = std::bit_cast<float>(std::bit_cast<uint32_t>(length) ^ sign) * weight;
-  const float t = float(int32_t(r1 << 1)) * 0x1p-32f, z = t * t;
+  const float t = float(int32_t(r1 << 1)) * (conjugate ? -0x1p-32f : 0x1p-32f), z = t * t;
   const float sine = t * fmaf(fmaf(fmaf(-0.00650844148f, z, 0.112684852f), z, -0.913530312f), z, 2.22144146f);
   const float cosine = fmaf(fmaf(fmaf(-0.0288616317f, z, 0.35864259f), z, -1.74471104f), z, 1.41421352f);
   const float part = radius * sine;
@@ -80,12 +80,12 @@ struct Stream {
 
   // An orbit's first pair of normals times w_first, its second pair times w_second.
   __device__ __forceinline__ void draw(uint32_t orbit, Point& first, Point& second, float w_first = 1,
-                                       float w_second = 1) const {
+                                       float w_second = 1, bool conjugate = false) const {
     const unsigned __int128 at = counter + orbit;
     uint32_t c[4] = {uint32_t(at), uint32_t(at >> 32), uint32_t(at >> 64), uint32_t(at >> 96)};
     philox(c, keys, MulWide{});
-    first = box_muller(c[0], c[1], w_first);
-    second = box_muller(c[2], c[3], w_second);
+    first = box_muller(c[0], c[1], w_first, conjugate);
+    second = box_muller(c[2], c[3], w_second, conjugate);
   }
 };
 
@@ -106,13 +106,13 @@ struct QuickStream {
   }
 
   __device__ __forceinline__ void draw(uint32_t orbit, Point& first, Point& second, float w_first = 1,
-                                       float w_second = 1) const {
+                                       float w_second = 1, bool conjugate = false) const {
     uint32_t c[4];
     start(lowest + orbit, c, MulWide{});
     SAGD_UNROLL
     for (int round = 2; round < 10; ++round) philox_round(c, keys, round, MulWide{});
-    first = box_muller(c[0], c[1], w_first);
-    second = box_muller(c[2], c[3], w_second);
+    first = box_muller(c[0], c[1], w_first, conjugate);
+    second = box_muller(c[2], c[3], w_second, conjugate);
   }
 };
 

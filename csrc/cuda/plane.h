@@ -51,31 +51,37 @@ __device__ __forceinline__ void draw_packed_row(const Shape& shape, RowPair pair
 // compiler, which cannot tell tables from points, would read the tables again after every store.
 class DrawnRow {
  public:
-  template <class Shape>
-  __device__ __forceinline__ DrawnRow(const Shape& shape, RowPair pair, const WeightTable& weight)
-      : width_(shape.rows.length),
-        upper_(2 * pair.k > shape.columns.length),
-        orbit_((upper_ ? shape.columns.length - pair.k : pair.k) * shape.orbits),
-        weight_(weight.row(upper_ ? pair.second : pair.first)),
-        mirror_weight_(weight.row(upper_ ? pair.first : pair.second)) {}
+  template <class Shape, class Memory>
+  __device__ __forceinline__ DrawnRow(const Shape& shape, const Memory& shared, const WeightTable& weight, int row)
+      : DrawnRow(shape, shared.row_position, shared.pairs[row], shared.pair_frequency[row], weight) {}
 
-  // Frequencies l and -l, weighted, into *at(l) and *at(-l): F(k', l) and F(k', -l) where the pair's k is k', or else,
-  // above height / 2, where it is -k', F(-k', -l) = conj F(k', l) and F(-k', l) = conj F(k', -l).
+  // Frequencies l and -l, weighted, into *at(p), p their positions: F(k', l) and F(k', -l) where the row's k is k', or
+  // else, above height / 2, where it is -k', F(-k', -l) = conj F(k', l) and F(-k', l) = conj F(k', -l).
   template <class From, class At>
   __device__ __forceinline__ void operator()(const From& from, int l, At&& at) const {
-    const int mirror = l > 0 ? width_ - l : 0;
     // everything is read before anything is written
-    Point *to_first = at(upper_ ? mirror : l), *to_second = at(upper_ ? l : mirror);
+    Point *to_first = at(position_of_first_[l * direction_]), *to_second = at(position_of_second_[-l * direction_]);
     Point first, second;
-    from.draw(orbit_ + l, first, second, weight_(l), mirror_weight_(l));
-    *to_second = upper_ ? Point{second.re, -second.im} : second;
-    *to_first = upper_ ? Point{first.re, -first.im} : first;  // last: where both are the same, this is the value
+    from.draw(orbit_ + l, first, second, weight_(l), mirror_weight_(l), upper_);
+    *to_second = second;
+    *to_first = first;  // last: where both are the same, this is the value
   }
 
  private:
-  int width_;
+  template <class Shape>
+  __device__ __forceinline__ DrawnRow(const Shape& shape, const uint16_t* position, RowPair pair, int k,
+                                      const WeightTable& weight)
+      : upper_(2 * k > shape.columns.length),
+        direction_(upper_ ? -1 : 1),
+        orbit_((upper_ ? shape.columns.length - k : k) * shape.orbits),
+        position_of_first_(position + (upper_ ? int(shape.rows.length) : 0)),
+        position_of_second_(position + (upper_ ? 0 : int(shape.rows.length))),
+        weight_(weight.row(upper_ ? pair.second : pair.first)),
+        mirror_weight_(weight.row(upper_ ? pair.first : pair.second)) {}
+
   bool upper_;
-  int orbit_;
+  int direction_, orbit_;
+  const uint16_t *position_of_first_, *position_of_second_;  // in the order in which frequencies are drawn
   WeightTable::Row weight_, mirror_weight_;
 };
 
@@ -129,22 +135,19 @@ class PlaneTransform {
         shape_.threads};
   }
 
-  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own where the rows
-  // divide the threads.
+  // All packed rows but the first. Neighbouring threads draw neighbouring rows, each stays in its own: where the rows
+  // do not divide the threads, some have nothing to do.
   template <class From>
   __device__ __forceinline__ void draw_rows(const From& from, const WeightTable& weight) {
-    const int rows = shape_.packed_rows, step = quotient(shape_.threads, shape_.packed_rows);
-    const int further = shape_.threads - step * rows;
-    int l = quotient(start_, shape_.packed_rows), row = start_ - l * rows;
-    while (l < shape_.orbits) {  // of a row, or of one orbit before the thread goes on to another row
-      const DrawnRow drawn(shape_, shared_.pairs[row], weight);
+    const int rows = shape_.packed_rows, fit = quotient(shape_.threads, shape_.packed_rows), step = fit > 0 ? fit : 1;
+    for (int task = start_; task < step * rows; task += shape_.threads) {
+      const int first = quotient(task, shape_.packed_rows), row = task - first * rows;
+      if (row == 0) continue;
+      const DrawnRow drawn(shape_, shared_, weight, row);
       const PackedRow points = packed_row(row);
-      const auto to = [&](int l) { return points[shared_.row_position[l]]; };
-      const int end = further > 0 ? l + 1 : shape_.orbits;
-      for (int here = row > 0 ? l : end; here < end; here += further > 0 ? 1 : step) drawn(from, here, to);
-      l = further > 0 ? l + step : end;
-      row += further;
-      if (row >= rows) row -= rows, ++l;
+      const auto to = [&](int p) { return points[p]; };
+      SAGD_UNROLL_TWICE
+      for (int l = first; l < shape_.orbits; l += step) drawn(from, l, to);
     }
   }
 

@@ -50,13 +50,14 @@ class RegisterTransform {
     if (active_) {
       read.template operator()<points>(0, line_, 1, v_);
       Butterfly<points, false, float, float>::run(v_);
+      disguise_real_rows(v_[0], v_[length / 2]);
       for_points([&](int m) SAGD_INLINE_LAMBDA { column(m) = v_[m]; });
     }
     wait_for_plane<Shape::in_a_warp>();
     if (!active_) return {0, 0};
     for_columns([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
       v_[a] = first_row()[j], v_[b] = second_row()[j];
-      separate(line_ == 0, v_[a], v_[b]);
+      separate(false, v_[a], v_[b]);
     });
     Butterfly<points, false, float, float>::run(v_);
     return weigh_row<measure>(weight);
@@ -105,13 +106,14 @@ class RegisterTransform {
     if (active_) {
       inverse_line();
       for_columns([&](int a, int b, int j) SAGD_INLINE_LAMBDA {
-        join(line_ == 0, v_[a], v_[b]);
+        join(false, v_[a], v_[b]);
         first_row()[j] = v_[a], second_row()[j] = v_[b];
       });
     }
     wait_for_plane<Shape::in_a_warp>();
     if (!active_) return;
     for_points([&](int m) SAGD_INLINE_LAMBDA { v_[m] = column(m); });
+    reveal_real_rows();
     inverse_line();
     write.template operator()<points>(part_, line_, lanes, v_);
   }
@@ -121,6 +123,32 @@ class RegisterTransform {
   __device__ __forceinline__ bool first() const { return true; }
 
  private:
+  // Rows 0 and length / 2, z and y, are real before their row transform and share the first packed row. As
+  // (z + i y) / 2 and (z - i y) / 2 they come apart as all other rows and their mirrors do, without a choice for every
+  // point.
+  static __device__ __forceinline__ void disguise_real_rows(Point& z, Point& y) {
+    const Point half = z * 0.5f, turned = quarter_turn<true>(y) * 0.5f;
+    z = half + turned;
+    y = half - turned;
+  }
+
+  // The way back, of sum and difference of the two. Where two lanes have a column's halves, each has one of the rows.
+  __device__ __forceinline__ void reveal_real_rows() {
+    if constexpr (lanes == 1) {
+      const Point sum = v_[0] + v_[length / 2], difference = v_[0] - v_[length / 2];
+      v_[0] = sum * 0.5f;
+      v_[length / 2] = quarter_turn<false>(difference) * 0.5f;
+    } else {
+      const Point other = neighbour(v_[0]);
+      v_[0] = (part_ == 0 ? v_[0] + other : quarter_turn<false>(other - v_[0])) * 0.5f;
+    }
+  }
+
+  // What the other lane of the line has.
+  static __device__ __forceinline__ Point neighbour(Point value) {
+    return {__shfl_xor_sync(~0u, value.re, 16), __shfl_xor_sync(~0u, value.im, 16)};
+  }
+
   // v[m], frequency m + part points of a line -> its point m lanes + part.
   __device__ __forceinline__ void inverse_line() {
     if constexpr (lanes == 2) {  // sums in the first lane, differences in the second, which takes the odd points
@@ -128,7 +156,7 @@ class RegisterTransform {
       const float sign = part_ == 0 ? 1.0f : -1.0f;
       SAGD_UNROLL
       for (int m = 0; m < points; ++m) {
-        const Point other = {__shfl_xor_sync(~0u, v_[m].re, 16), __shfl_xor_sync(~0u, v_[m].im, 16)};
+        const Point other = neighbour(v_[m]);
         v_[m] = {fmaf(sign, v_[m].re, other.re), fmaf(sign, v_[m].im, other.im)};
       }
       if (part_ == 1) {

@@ -4,15 +4,18 @@
 #if defined(__CUDACC__)
 #define SAGD_INLINE __host__ __device__ __forceinline__
 #define SAGD_UNROLL _Pragma("unroll")
+#define SAGD_UNROLL_TWICE _Pragma("unroll 2")
 #else
 #define SAGD_INLINE inline __attribute__((always_inline))
 #define SAGD_UNROLL _Pragma("GCC unroll 16")
+#define SAGD_UNROLL_TWICE
 #endif
 
 namespace sagd {
 
+// Of floats it is aligned as a whole, as a GPU thread reads and writes one: in a single access.
 template <class V>
-struct Complex {
+struct alignas(sizeof(V) == sizeof(float) ? 2 * sizeof(V) : alignof(V)) Complex {
   V re, im;
 };
 
