@@ -70,8 +70,9 @@ struct Scales {
   float scale, signal_scale;
 };
 
+// Whether scales stand in front of all else, or behind the tables of weights: where registers are spilled otherwise.
 template <class Shape>
-constexpr bool any_size = std::is_same_v<Shape, AnyShape>;
+constexpr bool scales_in_front = Shape::in_registers || std::is_same_v<Shape, AnyShape>;
 
 // Shared memory, from the coarsest alignment to the finest.
 template <class Shape>
@@ -89,14 +90,13 @@ struct Shared {
   SAGD_INLINE Shared(unsigned char* memory, const Shape& shape, int planes_per_block, int tables_, bool measure) {
     unsigned char* at = memory;
     constexpr int indexed = !Shape::in_registers;  // lines in registers need no tables of what is where
-    // in front where sizes are known at run time: behind, the filter of any size spills registers; elsewhere, behind
-    if constexpr (any_size<Shape>) scales = take<Scales>(at, 2 * planes_per_block);
+    if constexpr (scales_in_front<Shape>) scales = take<Scales>(at, 2 * planes_per_block);
     column_roots = take<Point>(at, indexed * shape.columns.length);
     row_roots = take<Point>(at, indexed * shape.rows.length);
     sums = take<Point>(at, measure ? planes_per_block * shape.threads : 0);
     planes = take<Point>(at, planes_per_block * plane_points(shape));
     tables = take<float>(at, tables_ * table_size(shape));
-    if constexpr (!any_size<Shape>) scales = take<Scales>(at, 2 * planes_per_block);
+    if constexpr (!scales_in_front<Shape>) scales = take<Scales>(at, 2 * planes_per_block);
     pairs = take<RowPair>(at, indexed * shape.packed_rows);
     pair_frequency = take<uint16_t>(at, indexed * shape.packed_rows);
     column_position = take<uint16_t>(at, indexed * shape.columns.length);

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 
@@ -111,7 +112,7 @@ def explain(
     """
     if operator not in OPERATORS:
         raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
-    if len(size) < 2 or min(size[-2:]) < 1:
+    if len(size) < 2 or not all(isinstance(n, Integral) and n >= 1 for n in size[-2:]):
         raise ValueError(f"size: expected [..., H, W] with planes of at least 1 x 1, got {list(size)}")
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
