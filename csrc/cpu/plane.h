@@ -156,8 +156,9 @@ class PlaneTransform {
         }
       }
       if constexpr (measure) {
-        // row k stands for -k too, but not rows 0 and H / 2
-        for (int i = 0; i < L; ++i) total += (is_real(strip * L + i) ? 1 : 2) * (row_sums[i] + double(sum[i]));
+        for (int i = 0; i < L; ++i) {
+          total += (is_real_row(column_plan_, strip * L + i) ? 1 : 2) * (row_sums[i] + double(sum[i]));
+        }
       }
     }
     if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
@@ -286,12 +287,10 @@ class PlaneTransform {
     return v;
   }
 
-  bool is_real(int row) const { return row == 0 || row >= (height_ + 1) / 2; }
-
   // 1 in the lanes of real rows, 0 in the others.
   Vec<T> real_rows(int strip) const {
     Vec<T> real = {};
-    for (int i = 0; i < L; ++i) real[i] = is_real(strip * L + i);
+    for (int i = 0; i < L; ++i) real[i] = is_real_row(column_plan_, strip * L + i);
     return real;
   }
 

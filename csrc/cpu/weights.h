@@ -39,6 +39,13 @@ int spectrum_row(const Plan<T>& plan, int i) {
   return i < (plan.length + 1) / 2 ? plan.half[i] : plan.length / 2;
 }
 
+// Whether that row is its own negative and so real before its row transform. The others stand for theirs, too.
+template <class T>
+bool is_real_row(const Plan<T>& plan, int i) {
+  const int k = spectrum_row(plan, i);
+  return k == 0 || 2 * k == plan.length;
+}
+
 // table[strip * width + position]: one vector over the strip's rows k for each position of the row transform.
 // For the packed row: bottom holds row height / 2 by position, bottom_excess half of what it exceeds row 0 by.
 // Memory: 2 height width values, filled by one transpose of the weight.
@@ -95,10 +102,7 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
       }
     }
     if constexpr (count_kept) {
-      for (int i = 0; i < L; ++i) {
-        const int k = spectrum_row(column_plan, k0 + i);
-        kept += (k == 0 || 2 * k == height ? 1 : 2) * double(count[i]);  // row k stands for -k, too
-      }
+      for (int i = 0; i < L; ++i) kept += (is_real_row(column_plan, k0 + i) ? 1 : 2) * double(count[i]);
     }
   }
   if (packs_row<T>(height)) {
