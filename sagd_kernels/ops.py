@@ -142,6 +142,7 @@ def _forgotten(**arguments) -> TypeError:
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
     """A number as a tensor beside the weight, in the precision of the computation (autocast takes half weights)."""
+    # what is usual first: to ask an abstract class takes longer
     if scale is None or isinstance(scale, Tensor) or not isinstance(scale, Real):
         return scale
     if not isinstance(weight, Tensor):

@@ -59,7 +59,7 @@ def _environment(**variables: str):
 
 
 @triton.jit
-def _wideproduct(a, multiplier: tl.constexpr):
+def _wide_product(a, multiplier: tl.constexpr):
     product = a.to(tl.uint64) * multiplier
     return (product >> 32).to(tl.uint32), product.to(tl.uint32)
 
@@ -69,8 +69,8 @@ def _philox(c0, c1, c2, k0, k1):
     """Philox4x32-10 of the counters (c0, c1, c2, 0): four tensors of 32-bit words."""
     c3 = tl.zeros_like(c0)
     for _ in tl.static_range(10):
-        high0, low0 = _wideproduct(c0, 0xD2511F53)
-        high1, low1 = _wideproduct(c2, 0xCD9E8D57)
+        high0, low0 = _wide_product(c0, 0xD2511F53)
+        high1, low1 = _wide_product(c2, 0xCD9E8D57)
         c0 = high1 ^ c1 ^ k0
         c1 = low1
         c2 = high0 ^ c3 ^ k1
