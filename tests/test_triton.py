@@ -35,7 +35,7 @@ SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]
 SLOW_SIZES = [size for size in SIZES if max(size) > backend.LARGEST] + [(1, 511), (384, 160), (512, 512)]
 EMULATED_SIZES = [(3, 5), (16, 16), (28, 28), (32, 32), (136, 16)]
 SLOW_EMULATED_SIZES = [(27, 40), (96, 32), (64, 64), (128, 128), (16, 136), (144, 160), (256, 256)]
-TRUNCATION = 3  # times torch.fft's error instead of 2, where tensor cores that truncate are emulated: see CONTRIBUTING
+TRUNCATION = 3  # times torch.fft's error, not 2, where tensor cores that truncate are emulated: docs/tuning_gpu.md
 KEY = torch.tensor([0x0123456789ABCDEF, 2**64 - 50], dtype=torch.uint64)  # the counters carry into the third word
 
 

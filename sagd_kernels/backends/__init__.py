@@ -1,7 +1,7 @@
 """Which implementation of the operators runs where: kernels where there are some, else the composite of torch.fft.
 
 On the CPU there is one, registered by the native library. On CUDA devices a call runs the first in its `order` that is
-able to; the order follows what was measured on an H100 (CONTRIBUTING.md). `SAGD_BACKEND` in the environment names
+able to; the order follows what was measured on an H100 (docs/tuning_gpu.md). `SAGD_BACKEND` in the environment names
 one for all calls. With `sagd_kernels.benchmark = True` the first call of each kind times those that are able, and the
 fastest is kept for the process.
 """
