@@ -5,8 +5,9 @@ Schemas and CPU kernels are in csrc/; this file adds everything that is the same
 [H, W] of a tensor; F is the unitary 2-D DFT; T_w = F^-1 diag(w) F.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Real
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -46,6 +47,7 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | float | None 
         A contiguous tensor of the shape and dtype of `input`. Differentiable in every argument, twice.
 
     Raises:
+        TypeError: an argument of the wrong type; the message names it.
         RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
     """
     if input is None or weight is None:
@@ -124,7 +126,11 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     if input is None or target is None or weight is None:
         raise _forgotten(input=input, target=target, weight=weight)
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
-        return _ops.whitened_mse(input, target, weight)  # which says what it expected
+        try:
+            return _ops.whitened_mse(input, target, weight)  # torch.fx, which traces with proxies, gets here
+        except RuntimeError:
+            _check_types(_ops.whitened_mse.default, (input, target, weight), {})
+            raise
     if input.dtype != target.dtype:
         _check_floating("input", input.dtype)
         _check_floating("target", target.dtype)
@@ -137,7 +143,7 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 def _forgotten(**arguments) -> TypeError:
     """The error for the None among the arguments, which the dispatcher takes for a tensor that is not defined."""
     name = next(name for name, value in arguments.items() if value is None)
-    return TypeError(f"{name}: expected a tensor, got NoneType")
+    return TypeError(f"{name}: expected {_expected(name)[1]}, got NoneType")
 
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
@@ -156,6 +162,35 @@ def _check_stream(key: Tensor, plane_offset: int) -> None:
     check_is_tensor(key)
     if type(plane_offset) is int and plane_offset >= 2**63:
         raise RuntimeError(f"plane_offset: expected less than 2^63, got {plane_offset}")
+
+
+# ---- types: the dispatcher refuses wrong ones with its schema and all values ----------------------------------------
+
+_TYPES = {  # of the arguments that are not tensors alone
+    "size": (Iterable, "ints [..., H, W]"),
+    "scale": (Tensor | None, "a tensor or a number"),
+    "signal_scale": (Tensor, "a tensor or a number"),
+    "noise_scale": (Tensor, "a tensor or a number"),
+    "plane_offset": (SupportsIndex, "an int"),
+    "dtype": (torch.dtype | None, "a torch.dtype"),
+    "with_residual": (bool, "a bool"),
+}
+
+
+def _expected(name: str) -> tuple:
+    """The type of an argument, and that in words."""
+    return _TYPES.get(name, (Tensor, "a tensor"))
+
+
+def _check_types(operator, args, kwargs) -> None:
+    """TypeError for an argument of an operator's call whose type is wrong. Only a call that failed is looked at."""
+    names = (argument.name for argument in operator._schema.arguments)
+    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
+        kind, expected = _expected(name)
+        if not isinstance(value, kind):
+            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
+        if name == "size" and not all(isinstance(n, SupportsIndex) for n in value):
+            raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
 
 
 # ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------
@@ -354,11 +389,17 @@ def _differentiable(name: str, backward, save, result=_whole):
             return operator(*args, **kwargs)
 
     def from_python(*args, **kwargs):
-        if is_compiling() or transforms_active() or forward_ad._current_level >= 0 or any_autocast():
+        if is_compiling():
             return result(operator(*args, **kwargs))
-        if is_grad_enabled() and any_requires_grad(*args):
-            return Function.apply(below_autograd, result, kwargs, *args)
-        return result(below_autograd(*args, **kwargs))
+        try:
+            if transforms_active() or forward_ad._current_level >= 0 or any_autocast():
+                return result(operator(*args, **kwargs))
+            if is_grad_enabled() and any_requires_grad(*args):
+                return Function.apply(below_autograd, result, kwargs, *args)
+            return result(below_autograd(*args, **kwargs))
+        except RuntimeError:
+            _check_types(operator, args, kwargs)
+            raise
 
     def from_dispatcher(keyset, *args, **kwargs):
         keyset = keyset & after_autograd
