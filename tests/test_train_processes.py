@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from sagd_kernels.diffusion import DiffusionProcess
 from sagd_kernels.train import data, loop, processes
 from sagd_kernels.train.checkpoint import FILE_NAME, read_checkpoint
-from sagd_kernels.train.config import Config, Execution, RunError
+from sagd_kernels.train.config import Config, Execution, ImageError, RunError
 
 CONFIG = Config(dataset="tests", model="tiny", batch=8, steps=6, warmup=2, seed=5)
 
@@ -143,6 +143,35 @@ def test_an_interrupted_process_stops_all_and_the_first_one_writes(whole, tmp_pa
     assert state["step"] == 3
     torch.testing.assert_close(tensors["losses"], whole[0][:3], rtol=1e-4, atol=0)
     assert [path.name for path in (tmp_path / "previews").iterdir()] == ["0000003.png"]
+
+
+class OneUnreadable(Images):
+    """Images of which the second process cannot read those of its second backward pass of step 3."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def __getitems__(self, indices):
+        self.calls += 1
+        if os.environ["RANK"] == "1" and self.calls == 6:
+            raise ImageError("--data: image.png is not a readable image")
+        return super().__getitems__(indices)
+
+
+def train_with_one_unreadable(folder):
+    with pytest.raises(RunError) as error:
+        loop.train(CONFIG, folder, execution=Execution(accumulate=2), dataset=OneUnreadable())
+    assert ("image.png is not a readable image" if os.environ["RANK"] == "1" else "another process") in str(error.value)
+    assert f"step 2 is saved: put another image in its place and --resume {folder}" in str(error.value)
+
+
+def test_an_image_that_a_later_process_cannot_read_loses_no_step(whole, tmp_path):
+    launch(train_with_one_unreadable, tmp_path)
+    assert read_checkpoint(tmp_path / FILE_NAME)[1]["step"] == 2
+    losses, steps = run(tmp_path, 2, resume=tmp_path / FILE_NAME, accumulate=2)
+    assert len(steps) == CONFIG.steps - 2
+    assert_same_run(losses, steps, whole)
 
 
 def test_indivisible_batch_is_refused(tmp_path):

@@ -10,7 +10,7 @@ class RunError(Exception):
 
 
 class ImageError(RunError):
-    """An image that cannot be read, perhaps found after hours: the first process saves before it gives up."""
+    """An image that cannot be read, perhaps found after hours: the run is saved before it ends."""
 
 
 def fastest_precision() -> str:

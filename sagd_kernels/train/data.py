@@ -62,11 +62,11 @@ def load_batches(
     *,
     parts: list[range] | None = None,
     workers: int = 0,
-) -> Iterator[Tensor]:
+) -> Iterator[tuple[Tensor, ImageError | None]]:
     """The `parts` of the batches number start .. stop - 1, uint8 [len(part), C, H, W] each, read by `workers` processes
-    (0: this one)."""
+    (0: this one). Where an image cannot be read, black ones and the error: who trains with others tells them first."""
     order = BatchOrder(len(dataset), seed, batch, start, stop, parts)
-    loader = DataLoader(
+    yield from DataLoader(
         _Reading(dataset),
         batch_sampler=order,
         collate_fn=_as_is,
@@ -74,27 +74,23 @@ def load_batches(
         worker_init_fn=_ignore_interrupt,
         pin_memory=torch.cuda.is_available(),
     )
-    for images in loader:
-        if isinstance(images, ImageError):
-            raise images
-        yield images
 
 
 class _Reading(Dataset):
-    """Hands over an ImageError as an item: raised in another process it would come with that process's traceback."""
+    """Hands over an ImageError instead of raising it, which would end a reader, with its own traceback."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitems__(self, indices: list[int]) -> Tensor | ImageError:
+    def __getitems__(self, indices: list[int]) -> tuple[Tensor, ImageError | None]:
         try:
-            return self.dataset.__getitems__(indices)
+            return self.dataset.__getitems__(indices), None
         except ImageError as error:
-            return error
+            return torch.zeros(len(indices), *self.dataset.image_shape, dtype=torch.uint8), error
 
 
-def _as_is(images: Tensor) -> Tensor:
-    return images
+def _as_is(batch):
+    return batch
 
 
 def _ignore_interrupt(worker: int) -> None:

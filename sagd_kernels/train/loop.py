@@ -160,9 +160,11 @@ def _train_steps(
             try:
                 stopping = train_step(accelerator, state, network, process, parts, batches, interrupted)
             except ImageError as error:
-                if not (main and state.step):
+                if not state.step:
                     raise
-                state.save(folder / FILE_NAME, len(dataset))
+                if main:
+                    state.save(folder / FILE_NAME, len(dataset))
+                accelerator.wait_for_everyone()  # the launcher ends all processes when the first one ends
                 advice = f"step {state.step:,} is saved: put another image in its place and --resume {folder}"
                 raise RunError(f"{error}; {advice}") from error
             seconds = time.perf_counter() - began
@@ -187,14 +189,15 @@ def train_step(
     network: nn.Module,
     process: DiffusionProcess,
     parts: list[range],
-    batches: Iterator[Tensor],
+    batches: Iterator[tuple[Tensor, ImageError | None]],
     interrupted: threading.Event,
 ) -> bool:
     """One step on the loss of `process`: `parts` are this process's places in the batch, a backward pass for each, and
     `batches` yields their images.
 
     What is random belongs to a place in the whole batch, so no split of the batch changes it. Returns whether
-    `interrupted` was set in any process, which all of them must hear alike, or one would wait for the others.
+    `interrupted` was set in any process. An image that one of them cannot read is an ImageError in all, and the state
+    is as it was. Of both all must hear alike, and at the step's end, or one would wait for the others.
     """
     config, device = state.config, accelerator.device
     generator = run_generator(config.seed, Purpose.TIMESTEPS, state.step)
@@ -203,17 +206,21 @@ def train_step(
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
     state.optimizer.zero_grad()
-    loss = torch.zeros((), device=device)
+    loss, unreadable = torch.zeros((), device=device), None
     for part in parts:
-        images = to_signed(next(batches).to(device, non_blocking=True))
+        images, error = next(batches)
+        unreadable = unreadable or error
+        images = to_signed(images.to(device, non_blocking=True))
         plane_offset = part.start * images.shape[1]
         with nullcontext() if part == parts[-1] else accelerator.no_sync(network):
             with autocast:
                 share = process.loss(network, images, timesteps[part.start : part.stop], key, plane_offset=plane_offset)
             (share / len(parts)).backward()
         loss += share.detach() / len(parts)
-    request = loss.new_tensor(float(interrupted.is_set()))
-    loss, requests = accelerator.reduce(torch.stack([loss, request]), "mean").tolist()
+    news = loss.new_tensor([interrupted.is_set(), unreadable is not None])
+    loss, requests, failures = accelerator.reduce(torch.cat([loss[None], news]), "mean").tolist()
+    if failures:
+        raise unreadable or ImageError("--data: another process met an image that is not readable")
     if not math.isfinite(loss):
         raise RunError(f"the loss is {loss} at step {state.step}; lower --lr. An earlier checkpoint is as it was")
     if config.grad_clip:
