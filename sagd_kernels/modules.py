@@ -37,6 +37,8 @@ class ShapedNoise(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """A draw of the shape, dtype and device of `x`, [..., H, W]; variance 1 where mean w^2 = 1."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x: expected a tensor, got {type(x).__name__}")
         if hasattr(x, "placements"):
             raise TypeError(
                 "x: expected a torch.Tensor, got a DTensor; sagd_kernels.distributed.shaped_noise draws those"

@@ -4,6 +4,8 @@ A real plane's spectrum is known from the columns 0 <= l <= W/2: the column l st
 l = W/2, which are their own negatives and hold both k and -k. Everything here is differentiable.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -58,7 +60,11 @@ def cross_spectrum(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
 
 
 def check_half_plane(name: str, values: Tensor, width: int) -> Tensor:
-    """The values, or a ValueError that names them where they are no half planes of that width."""
+    """The values, or an error that names them where they are no half planes of that width."""
+    if not isinstance(values, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(values).__name__}")
+    if isinstance(width, bool) or not isinstance(width, Integral):
+        raise TypeError(f"width: expected an int, got {type(width).__name__}")
     if values.ndim < 2 or values.shape[-1] != width // 2 + 1 or values.dtype not in (torch.float32, torch.float64):
         raise ValueError(
             f"{name}: expected float32 or float64 [..., H, {width // 2 + 1}] for width {width}, "

@@ -196,8 +196,12 @@ def power_spectrum(images: Tensor | Iterable) -> Tensor:
     any size, a DataLoader, a Dataset. Where it yields tuples (images, labels, ...) their first entry counts. In
     squared pixel units: the mean over all bins is the mean squared pixel.
     """
+    try:  # a Dataset may have no __iter__, but numbers
+        batches = iter((images,) if isinstance(images, Tensor) else images)
+    except TypeError:
+        raise TypeError(f"images: expected a tensor or an iterable of tensors, got {type(images).__name__}") from None
     total, planes, size, dtype = 0, 0, None, torch.float32
-    for batch in (images,) if isinstance(images, Tensor) else images:
+    for batch in batches:
         x = batch[0] if isinstance(batch, tuple | list) else batch
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point() or x.numel() == 0:
             got = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -248,6 +252,8 @@ def power(weight: Tensor, exponent: float | Tensor) -> Tensor:
     -1 whitens, -2 is the score's weight, 0 the projector on the kept bands. `weight` is even, as all weights of this
     module are. The gradient with respect to a weight of 0 is 0.
     """
+    if not isinstance(weight, Tensor):
+        raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
     if weight.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"weight: expected float32 or float64, got {weight.dtype}")
     exponent = _parameter("exponent", exponent, weight.device)
@@ -333,6 +339,8 @@ def _ring(height: int, width: int, device: torch.device) -> Tensor:
 
 def _parameter(name: str, value: float | Tensor, device: torch.device | str | None) -> Tensor:
     """A float parameter as float64 [..., 1, 1], ready to meet a plane."""
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name}: expected real values, got {value.dtype}")
     if isinstance(value, Tensor):
         value = value.to(value.device if device is None else device, torch.float64)
     elif isinstance(value, Real):

@@ -110,12 +110,14 @@ def test_measuring_waits_until_no_graph_is_captured(called, monkeypatch):
         (((8,),), r"size: expected \[..., H, W\] with planes of at least 1 x 1, got \[8\]"),
         (((2, 0, 8),), r"size: .* got \[2, 0, 8\]"),
         (("ab",), r"size: .* got \['a', 'b'\]"),
+        ((8,), r"size: expected ints \[..., H, W\], got int"),
         (((8, 8), torch.int32), "dtype: expected float32, float64, bfloat16 or float16, got torch.int32"),
+        (((8, 8), "float32"), "dtype: expected float32, .* got 'float32'"),
         (((8, 8), torch.float32, "cpu", "filter"), "operator: expected one of spectral_filter, .* got 'filter'"),
     ],
 )
 def test_explain_names_what_is_wrong(arguments, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         sagd.explain(*arguments)
 
 

@@ -329,3 +329,9 @@ def test_the_module_refuses_weights_that_the_operators_would(dtype):
 def test_the_module_names_a_weight_that_does_not_fit():
     with pytest.raises(RuntimeError, match=re.escape(WEIGHT.replace("8, 4", "9, 4"))):
         sagd.ShapedNoise(random_weight(8, 6))(torch.ones(2, 3, 9, 6))
+
+
+@pytest.mark.parametrize("x", [None, [2, 3, 8, 6], X.numpy()], ids=["None", "list", "ndarray"])
+def test_the_module_wants_a_tensor(x):
+    with pytest.raises(TypeError, match=f"x: expected a tensor, got {type(x).__name__}"):
+        sagd.ShapedNoise(W)(x)

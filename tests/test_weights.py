@@ -6,6 +6,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import TensorDataset
 
 from sagd_kernels import weights
 from sagd_kernels.reference import full_weight
@@ -256,6 +257,7 @@ def test_power_spectrum_of_batches_is_that_of_the_whole(size):
     torch.testing.assert_close(weights.power_spectrum(iter(images.split(size))), spectrum)
     labelled = [(batch, torch.zeros(len(batch))) for batch in images.split(size)]
     torch.testing.assert_close(weights.power_spectrum(labelled), spectrum)
+    torch.testing.assert_close(weights.power_spectrum(TensorDataset(images, torch.zeros(6))), spectrum)
     assert weights.power_spectrum([images[:1].double(), images[1:]]).dtype == torch.float64
 
 
@@ -450,6 +452,8 @@ def test_the_device_is_the_one_asked_for_or_the_parameters_or_the_default():
         (lambda: weights.power_law(8, 8, math.nan), ValueError, "alpha: expected finite values, got nan"),
         (lambda: weights.power_law(8, 8, torch.tensor(math.inf)), ValueError, "alpha: expected finite"),
         (lambda: weights.power_law(8, 8, "1"), TypeError, "alpha: expected a number or a tensor, got str"),
+        (lambda: weights.power_law(8, 8, torch.tensor(1j)), TypeError, "alpha: expected real .* got torch.complex64"),
+        (lambda: weights.power_law(8, 8, -1, dc=torch.tensor(1j)), TypeError, "dc: expected real .* torch.complex64"),
         (lambda: weights.power_law(8, 8, -900), ValueError, "weight: expected finite values"),
         (lambda: weights.power_law(8, 8, -60, normalized=False), ValueError, "weight: expected finite values"),
         (lambda: weights.power_law(8, 8, 1, dc="near"), ValueError, "dc: expected .* got 'near'"),
@@ -474,6 +478,8 @@ def test_the_device_is_the_one_asked_for_or_the_parameters_or_the_default():
         (lambda: weights.two_band(8, 8, (0, 0.3), (0.3, 1), gamma_low=0, gamma_high=0), ValueError, "zero every"),
         (lambda: weights.from_power_spectrum(-torch.ones(8, 5), 8), ValueError, "spectrum: expected finite values >="),
         (lambda: weights.from_power_spectrum(torch.ones(8, 8), 8), ValueError, r"spectrum: .*\[..., H, 5\].*\[8, 8\]"),
+        (lambda: weights.from_power_spectrum(np.ones((8, 5)), 8), TypeError, "spectrum: .* a tensor, got ndarray"),
+        (lambda: weights.power_spectrum(None), TypeError, "images: expected a tensor or an iterable .* got NoneType"),
         (lambda: weights.power_spectrum(torch.ones(8)), ValueError, r"images: .* got torch.float32 \[8\]"),
         (lambda: weights.power_spectrum(torch.ones(0, 8, 8)), ValueError, r"images: expected a non-empty"),
         (lambda: weights.power_spectrum(torch.ones(8, 8).byte()), ValueError, "images: .* floating .* torch.uint8"),
@@ -482,14 +488,17 @@ def test_the_device_is_the_one_asked_for_or_the_parameters_or_the_default():
         (lambda: weights.power_spectrum([torch.ones(8, 8), torch.ones(8, 9)]), ValueError,
          r"images: expected planes of one size, got \[8, 9\] after \[8, 8\]"),
         (lambda: weights.radial_profile(torch.ones(8, 8), 8), ValueError, "values: expected .* for width 8"),
+        (lambda: weights.combine([torch.ones(8, 5)], width=8), TypeError, "weights: expected a tensor, got list"),
         (lambda: weights.combine(width=8), ValueError, "weights: expected at least one"),
         (lambda: weights.combine(torch.ones(8, 5), torch.ones(1, 5), width=8), ValueError, r"weights: .*\[\[1, 5\]"),
         (lambda: weights.combine(torch.ones(8, 5), torch.ones(8, 4), width=8), ValueError, r"weights: .*\[8, 4\]"),
+        (lambda: weights.normalize(torch.ones(8, 5), None), TypeError, "width: expected an int, got NoneType"),
         (lambda: weights.normalize(torch.ones(8, 5).half(), 8), ValueError, "weight: .* got torch.float16"),
         (lambda: weights.normalize(torch.zeros(8, 5), 8), ValueError, "weight: .* zero everywhere"),
         (lambda: weights.normalize(torch.eye(2).repeat(2, 1, 1) * torch.tensor([1, 0]).view(2, 1, 1), 2),
          ValueError, "weight: .* zero everywhere"),
         (lambda: weights.normalize(torch.full((8, 5), math.nan), 8), ValueError, "weight: .* got nan"),
+        (lambda: weights.power(np.ones((8, 5)), 1), TypeError, "weight: expected a tensor, got ndarray"),
         (lambda: weights.power(torch.ones(8, 5).int(), 1), ValueError, "weight: .* got torch.int32"),
         (lambda: weights.power(torch.tensor([[-1.0]]), -1), ValueError, "weight: expected finite values >= 0, got -1"),
         (lambda: weights.power(torch.full((8, 5), 1e-30), -2), ValueError, "weight.exponent: .* got inf"),

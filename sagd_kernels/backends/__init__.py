@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 
 import torch
@@ -112,10 +112,13 @@ def explain(
     """
     if operator not in OPERATORS:
         raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+    if not isinstance(size, Iterable):
+        raise TypeError(f"size: expected ints [..., H, W], got {type(size).__name__}")
+    size = list(size)
     if len(size) < 2 or not all(isinstance(n, Integral) and n >= 1 for n in size[-2:]):
-        raise ValueError(f"size: expected [..., H, W] with planes of at least 1 x 1, got {list(size)}")
+        raise ValueError(f"size: expected [..., H, W] with planes of at least 1 x 1, got {size}")
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype}")
+        raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype!r}")
     device, (height, width) = torch.device(device), size[-2:]
     if device.type == "cuda":
         chosen = _candidates(operator, size, dtype, device)[0]
