@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from .ops import shaped_noise
 from .random import next_key
+from .spectral import weight_dtype
 
 
 class ShapedNoise(nn.Module):
@@ -43,7 +44,7 @@ class ShapedNoise(nn.Module):
             raise TypeError(
                 "x: expected a torch.Tensor, got a DTensor; sagd_kernels.distributed.shaped_noise draws those"
             )
-        weight = self.weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+        weight = self.weight.to(weight_dtype(x.dtype))
         return shaped_noise(next_key(self.generator, x.device), x.shape, weight, dtype=x.dtype)
 
     def extra_repr(self) -> str:

@@ -24,7 +24,7 @@ from . import backends, gradients
 from ._build import library_path
 from .backends import composite
 from .random import block_keys, check_is_tensor
-from .spectral import whitening
+from .spectral import weight_dtype, whitening
 
 torch.ops.load_library(library_path())
 _ops = torch.ops.sagd
@@ -153,8 +153,7 @@ def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
         return scale
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
-    dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
-    return torch.full((), scale, dtype=dtype, device=weight.device)
+    return torch.full((), scale, dtype=weight_dtype(weight.dtype), device=weight.device)
 
 
 def _check_stream(key: Tensor, plane_offset: int) -> None:
@@ -221,7 +220,7 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
 
 def _check_weight(weight: Tensor, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
     _check_device("weight", weight, device)
-    expected = torch.float64 if dtype == torch.float64 else torch.float32
+    expected = weight_dtype(dtype)
     _check(weight.dtype == expected, f"weight: expected {expected}, got {weight.dtype}")
     batch, height, columns = list(size[:-2]), size[-2], size[-1] // 2 + 1
     fits = 2 <= weight.ndim <= len(size) and weight.shape[-2] == height and weight.shape[-1] == columns

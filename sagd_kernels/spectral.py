@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 
 
+def weight_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of weights for planes of `dtype`, in which the operators compute."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def multiplicity(width: int, *, like: Tensor) -> Tensor:
     """How many full-plane bins each half-plane column stands for, [W//2+1]: 1 where it is its own negative, else 2."""
     columns = torch.arange(width // 2 + 1, device=like.device)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import each_operator, random_weight
+from conftest import each_operator, random_weight, weight_dtype
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -19,7 +19,7 @@ SIZE = (2, 3, 8, 6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_autocast_keeps_the_dtype_of_the_input(dtype, autocast):
     x = torch.randn(SIZE).to(dtype)
-    weight = random_weight(8, 6, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    weight = random_weight(8, 6, dtype=weight_dtype(dtype))
     expected = sagd.spectral_filter(x, weight), sagd.whitened_mse(x, x.flip(0), weight)
     with torch.autocast("cpu", autocast):
         results = sagd.spectral_filter(x, weight), sagd.whitened_mse(x, x.flip(0), weight)

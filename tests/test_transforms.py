@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import each_operator, random_weight
+from conftest import each_operator, random_weight, weight_dtype
 from torch.func import grad, jacrev, jvp, vjp, vmap
 
 import sagd_kernels as sagd
@@ -135,7 +135,7 @@ def test_vmap_of_vmap_equals_a_loop_of_loops(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_vmap_of_whitened_mse_is_as_accurate_as_the_operator(dtype):
     x, y = torch.randn(2, 5, 3, 28, 28).to(dtype)
-    weight = random_weight(28, 28, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    weight = random_weight(28, 28, dtype=weight_dtype(dtype))
     torch.testing.assert_close(
         vmap(sagd.whitened_mse, (0, 0, None))(x, y, weight), loop(sagd.whitened_mse, (0, 0, None), (x, y, weight))
     )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from ..ops import shaped_noise
 from ..random import fold_in
-from .process import DiffusionProcess, weight_dtype
+from ..spectral import weight_dtype
+from .process import DiffusionProcess
 from .samplers import check_times
 
 
@@ -71,6 +72,6 @@ def _basis(x: Tensor) -> Iterator[Tensor]:
 
 def _signs(process: DiffusionProcess, x: Tensor, key: Tensor, probes: int) -> Iterator[Tensor]:
     """Rademacher's probes, projected on the kept bands, out of which the Jacobian does not lead."""
-    white = torch.ones(process.weight.shape[-2:], dtype=weight_dtype(x), device=x.device)
+    white = torch.ones(process.weight.shape[-2:], dtype=weight_dtype(x.dtype), device=x.device)
     for i in range(probes):
         yield process.project(shaped_noise(fold_in(key, i), x.shape, white, dtype=x.dtype).sign())

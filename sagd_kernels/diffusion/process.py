@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .. import ops
 from ..reference import align_left
-from ..spectral import check_half_plane, check_nonnegative, even_part, inverse
+from ..spectral import check_half_plane, check_nonnegative, even_part, inverse, weight_dtype
 from .distribution import SpectralNormal
 from .schedules import DDPMSchedule, Schedule
 
@@ -85,7 +85,7 @@ class DiffusionProcess:
 
     def weight_at(self, t: Time, x: Tensor) -> Tensor:
         """The weight of eps at time t, fit for the operators on planes `x`."""
-        return self._weight(t, x).to(weight_dtype(x))
+        return self._weight(t, x).to(weight_dtype(x.dtype))
 
     def add_noise(self, x0: Tensor, t: Tensor, key: Tensor, *, plane_offset: int = 0) -> tuple[Tensor, Tensor]:
         """x_t ~ q(x_t | x_0) and the eps in it, drawn by the operator `add_noise`."""
@@ -164,7 +164,7 @@ class DiffusionProcess:
         `clip` clamps x_0 to [-clip, clip] first, and eps becomes what x_t leaves for it.
         """
         t = self._time(t, x).expand(x.shape[:1])
-        output = _predict(model, x, t.to(weight_dtype(x)) if t.is_floating_point() else t)
+        output = _predict(model, x, t.to(weight_dtype(x.dtype)) if t.is_floating_point() else t)
         x0 = self.convert(output, x, t, self.prediction, "x0")
         if clip is None:
             eps = self.convert(output, x, t, self.prediction, "eps")
@@ -177,12 +177,16 @@ class DiffusionProcess:
         """The planes without the bands that the weight omits; the planes themselves where it omits none."""
         if self.kept_bands is None:
             return planes
-        return ops.spectral_filter(planes, self.kept_bands.to(weight_dtype(planes)))
+        return ops.spectral_filter(planes, self.kept_bands.to(weight_dtype(planes.dtype)))
 
     @staticmethod
     def filter(planes: Tensor, gain: Tensor) -> Tensor:
         """The planes times a gain: a number for each sample or, per bin, a half plane."""
-        return ops.spectral_filter(planes, gain.to(weight_dtype(planes))) if _is_plane(gain) else _scaled(planes, gain)
+        return (
+            ops.spectral_filter(planes, gain.to(weight_dtype(planes.dtype)))
+            if _is_plane(gain)
+            else _scaled(planes, gain)
+        )
 
     # ---- from one time to another
 
@@ -305,11 +309,6 @@ def _combination(prediction: str, signal: Tensor, noise: Tensor) -> tuple[Tensor
     return {"eps": (zero, one), "x0": (one, zero), "v": (-noise, signal), "flow": (-one, one)}[prediction]
 
 
-def weight_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of weights for planes `x`, in which the operators compute."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
 def _is_plane(gain: Tensor) -> bool:
     return gain.shape[-2:] != (1, 1)
 
@@ -320,4 +319,4 @@ def _per_plane(number: Tensor) -> Tensor:
 
 
 def _scaled(planes: Tensor, numbers: Tensor) -> Tensor:
-    return (planes * numbers.to(weight_dtype(planes))).to(planes.dtype)
+    return (planes * numbers.to(weight_dtype(planes.dtype))).to(planes.dtype)

@@ -20,6 +20,7 @@ import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from ..backends import DTYPES
 from ..ops import spectral_filter
 from .placed_weight import PlacedWeight
 
@@ -31,7 +32,6 @@ _MEAN_ARGUMENT = {
     torch.Tensor.normal_: 1,
     nn.init.normal_: 1,
 }
-_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _thread = threading.local()  # .innermost: the interception that acts in this thread
 
 
@@ -157,7 +157,7 @@ class Interception(TorchFunctionMode):
 
     def _mismatch(self, draw: Draw, result: Tensor, constant: bool) -> str | None:
         """Why this interception passes the draw by, if it does."""
-        if draw.dtype not in _FLOATING:
+        if draw.dtype not in DTYPES:
             return "dtype"
         if isinstance(result, nn.Parameter):
             return "parameter"

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..spectral import check_nonnegative, weight_dtype
+
 
 class PlacedWeight:
     """A weight [..., H, W//2+1], and a copy of it on each device and in each dtype that it was needed in.
@@ -23,15 +25,12 @@ class PlacedWeight:
             )
         if weight.requires_grad:
             raise ValueError("weight: expected a constant; pass weight.detach() if no gradient is wanted")
-        if not (weight.isfinite() & (weight >= 0)).all():
-            raise ValueError(f"weight: expected finite values >= 0, got {weight.min():.4g} to {weight.max():.4g}")
-        self.weight = weight.clone()
+        self.weight = check_nonnegative("weight", weight).clone()
         self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def like(self, x: Tensor) -> Tensor:
         """The weight on the device of `x`, in the dtype that operators take with it."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        place = x.device, dtype
+        place = x.device, weight_dtype(x.dtype)
         if place not in self._copies:
             self._copies[place] = self.weight.to(*place)
         return self._copies[place]
