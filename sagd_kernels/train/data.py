@@ -14,11 +14,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .config import ImageError, RunError
+from .config import DATASETS, ImageError, RunError
 from .noise import Purpose, run_generator
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # where Debian's package dataset-fashion-mnist puts it
-DATASETS = ("mnist", "fashion-mnist", "folder", "huggingface")
 
 
 def open_dataset(name: str, path: str | None = None, image_size: int | None = None, channels: int | None = None):
