@@ -14,5 +14,7 @@ rows.py         the CSV
 report.py       Markdown, README and comparison of two runs, from the CSV alone
 plots.py        pictures, from the CSV alone
 results/        committed runs, one directory per device
+instructions.py what the CPU kernels execute for a plane, counted
+claims/         what shaped noise is claimed to do for models, tested by training them
 gpu_cost/       what the GPU kernels cost by count, without a GPU
 """
