@@ -21,7 +21,8 @@ SIZES = [
 LARGE_SIZES = [(384, 384), (512, 512), (1024, 1024), (479, 263)]
 REFERENCE_ERROR = 1e-15
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-each_operator = pytest.mark.parametrize("operator", ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"])
+OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
 
 
 # The tensors are small: on a busy machine, waiting for a second thread takes longer than the work.
@@ -58,6 +59,26 @@ def assert_close(actual: Tensor, expected: Tensor, composite: Tensor, *, factor:
     assert error <= limit, f"relative error {error:.2e}, limit {limit:.2e}"
 
 
+def outputs(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Every tensor that an operator returns."""
+    return result if isinstance(result, tuple) else (result,)
+
+
+def arguments(operator: str, size, dtype=torch.float32, *, planes=None, weight=None, key=None, scales=None):
+    """(positional, keyword) arguments of an operator on planes of that size: random ones where none are given."""
+    planes = torch.randn(size).to(dtype) if planes is None else planes
+    weight = random_weight(*size[-2:], dtype=weight_dtype(dtype)) if weight is None else weight
+    key = sagd.fold_in(sagd.key(2025), 7) if key is None else key
+    samples = size[0] if len(size) > 2 else 1
+    scales = (torch.linspace(0.2, 1.1, samples), torch.linspace(-0.7, 1.3, samples)) if scales is None else scales
+    return {
+        "spectral_filter": ((planes, weight, scales[-1]), {}),
+        "shaped_noise": ((key, size, weight, scales[-1]), {"plane_offset": 5, "dtype": dtype}),
+        "add_noise": ((planes, key, weight, *scales), {"plane_offset": 5}),
+        "whitened_mse": ((planes, planes.flip(-1, -2) / 2, weight), {}),
+    }[operator]
+
+
 def apply_composite(operator: str, *args, **kwargs):
     """The operator as its composite of torch.fft, with the operator's own arguments."""
     if operator == "whitened_mse":
@@ -81,6 +102,13 @@ def assert_operator_close(operator: str, *args, **kwargs):
         for parts in zip(result, expected, peer, strict=True):
             assert_close(*parts)
     return result
+
+
+def step(x: Tensor, key: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """All operators, one after the other."""
+    noisy, noise = sagd.add_noise(x, key, weight, scale, 1 - scale)
+    restored = sagd.spectral_filter(noisy, weight, scale) + sagd.shaped_noise(key, x.shape, weight, plane_offset=7)
+    return sagd.whitened_mse(restored, noise, weight)
 
 
 def random_weight(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:

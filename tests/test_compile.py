@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_weight
+from conftest import random_weight, step
 from torch import nn
 
 import sagd_kernels as sagd
@@ -58,13 +58,6 @@ def test_opcheck(operator, sample):
 # ---- torch.compile and torch.export
 
 
-def step(x, key, weight, scale):
-    """All operators, one after the other."""
-    noisy, noise = sagd.add_noise(x, key, weight, scale, 1 - scale)
-    restored = sagd.spectral_filter(noisy, weight, scale) + sagd.shaped_noise(key, x.shape, weight, plane_offset=7)
-    return sagd.whitened_mse(restored, noise, weight)
-
-
 def value_and_gradients(function, *leaves):
     leaves = [needing_grad(leaf) for leaf in leaves]
     value = function(*leaves)
@@ -116,8 +109,8 @@ def test_the_default_backend_compiles_keys(compile_once):
 
     weight = random_weight(8, 6)
     compiled = compile_once(draw, "inductor")
-    for step in (5, 9, 2**40):  # from the second one on, or from the start, a symbol
-        assert torch.equal(compiled(step), draw(step))
+    for number in (5, 9, 2**40):  # from the second one on, or from the start, a symbol
+        assert torch.equal(compiled(number), draw(number))
 
 
 def test_the_default_backend_compiles_numbers(compile_once):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from conftest import apply_composite, apply_reference, assert_close, random_weight
+from conftest import OPERATORS, apply_composite, apply_reference, assert_close, each_operator, random_weight
 
 import sagd_kernels as sagd
 from tests.emulation import EmulationError, Launch, toolchain
@@ -16,7 +16,6 @@ if not toolchain.has("nvcc", "ptxas"):
 
 from tests.emulation import cuda
 
-OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 QUICK = {(operator, (28, 28), 80) for operator in OPERATORS} | {
     ("shaped_noise", (64, 64), 80),
     ("shaped_noise", (128, 128), 89),
@@ -126,7 +125,7 @@ def test_values_of_planes_that_clusters_hold(operator, capability, poisoned_memo
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 def test_half_precision(operator, dtype):
     args = arguments(operator, (1, 5, 28, 28), dtype)
     options = {"dtype": dtype} if operator == "shaped_noise" else {}

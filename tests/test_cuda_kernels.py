@@ -5,7 +5,17 @@ import ctypes
 
 import pytest
 import torch
-from conftest import DTYPES, apply_composite, apply_reference, assert_close, random_weight, relative_error, weight_dtype
+from conftest import (
+    DTYPES,
+    apply_composite,
+    apply_reference,
+    arguments,
+    assert_close,
+    each_operator,
+    outputs,
+    random_weight,
+    relative_error,
+)
 from cuda_shim.build import build_library
 
 import sagd_kernels as sagd
@@ -31,7 +41,6 @@ class InPasses(tuple):
 
 SMALL_DEVICE = 6000, 1 << 16  # bytes of shared memory for a block, and of L2, which takes a few planes at a time
 PASSES = [InPasses(size) for size in [(8, 240), (240, 7), (36, 45), (45, 49), (64, 64)]]
-OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 GPU_DTYPES = [dtype for dtype in DTYPES if dtype != torch.float64]
 H100, RTX_4090 = 232448, 101376  # bytes of shared memory that a block may have
 
@@ -64,24 +73,6 @@ def apply_cuda(operator: str, *args, **kwargs):
     return function(*args, **kwargs)
 
 
-def arguments(operator, size, dtype=torch.float32, *, planes=None, weight=None, key=None, scales=None):
-    planes = torch.randn(size).to(dtype) if planes is None else planes
-    weight = random_weight(*size[-2:], dtype=weight_dtype(dtype)) if weight is None else weight
-    key = sagd.fold_in(sagd.key(2025), 7) if key is None else key
-    scales = (torch.linspace(0.2, 1.1, size[0]), torch.linspace(-0.7, 1.3, size[0])) if scales is None else scales
-    if operator == "spectral_filter":
-        return (planes, weight, scales[0]), {}
-    if operator == "shaped_noise":
-        return (key, size, weight, scales[0]), {"plane_offset": 5, "dtype": dtype}
-    if operator == "add_noise":
-        return (planes, key, weight, *scales), {"plane_offset": 5}
-    return (planes, planes.flip(-1, -2) / 2, weight), {}
-
-
-def outputs(result) -> tuple:
-    return (result,) if isinstance(result, torch.Tensor) else tuple(result)
-
-
 def assert_cuda_close(operator: str, *args, **kwargs) -> tuple:
     results = outputs(apply_cuda(operator, *args, **kwargs))
     expected = outputs(apply_reference(operator, *args, **kwargs))
@@ -92,7 +83,7 @@ def assert_cuda_close(operator: str, *args, **kwargs) -> tuple:
 
 
 @sizes(*OWN, *ANY, *PASSES, *LARGE)
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 def test_every_operator_at_every_size(operator, size):
     planes = 2 if size[0] * size[1] >= 64 else 50  # enough values for a ratio of errors
     args, kwargs = arguments(operator, (planes, *size))
@@ -101,7 +92,7 @@ def test_every_operator_at_every_size(operator, size):
 
 @pytest.mark.slow
 @sizes(*LARGEST)
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 def test_every_operator_on_the_largest_planes(operator, size):
     args, kwargs = arguments(operator, (1, *size))
     assert_cuda_close(operator, *args, **kwargs)
@@ -109,14 +100,14 @@ def test_every_operator_on_the_largest_planes(operator, size):
 
 @sizes(*SMALL_SIZES, InPasses((36, 45)))
 @pytest.mark.parametrize("dtype", GPU_DTYPES, ids=str)
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 def test_every_dtype_and_more_planes_than_fit_at_a_time(operator, dtype, size):
     args, kwargs = arguments(operator, (67, *size), dtype)
     assert_cuda_close(operator, *args, **kwargs)
 
 
 @sizes((6, 5), (16, 16), (28, 28), (128, 128), InPasses((36, 45)), InPasses((45, 49)))
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 def test_strides_weights_and_scales_of_any_broadcast(operator, size):
     height, width = size
     shape = (3, 2, *size)

@@ -10,10 +10,13 @@ from conftest import (
     SIZES,
     apply_composite,
     apply_reference,
+    arguments,
     assert_close,
+    each_operator,
+    outputs,
     random_weight,
     relative_error,
-    weight_dtype,
+    step,
 )
 from torch import Tensor, nn
 from torch.func import vmap
@@ -24,10 +27,8 @@ from sagd_kernels import backends, weights
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
-OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 GPU_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 KEY = sagd.fold_in(sagd.key(2025), 7)
-each_operator = pytest.mark.parametrize("operator", OPERATORS)
 
 
 @pytest.fixture(params=backends.BACKENDS)
@@ -48,23 +49,6 @@ def skip_unless_able(backend: str, size, dtype=torch.float32) -> None:
 
 def on_gpu(values):
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.cuda(), values)
-
-
-def arguments(operator, size, dtype=torch.float32, *, weight=None, key=KEY):
-    """(positional, keyword) arguments on the CPU, scales for each sample among them."""
-    planes = torch.randn(size).to(dtype)
-    weight = random_weight(*size[-2:], dtype=weight_dtype(dtype)) if weight is None else weight
-    signal, noise = torch.linspace(0.2, 1.1, size[0]), torch.linspace(-0.7, 1.3, size[0])
-    return {
-        "spectral_filter": ((planes, weight, noise), {}),
-        "shaped_noise": ((key, size, weight, noise), {"plane_offset": 5, "dtype": dtype}),
-        "add_noise": ((planes, key, weight, signal, noise), {"plane_offset": 5}),
-        "whitened_mse": ((planes, planes.flip(-1, -2) / 2, weight), {}),
-    }[operator]
-
-
-def outputs(result) -> tuple[Tensor, ...]:
-    return result if isinstance(result, tuple) else (result,)
 
 
 def planes_of(operator, args, kwargs) -> tuple[Tensor, ...]:
@@ -255,13 +239,6 @@ def test_gradients_are_the_cpus(backend, operator):
 
 
 # ---- torch's machinery -----------------------------------------------------------------------------------------------
-
-
-def step(x, key, weight, scale):
-    """All operators, one after the other."""
-    noisy, noise = sagd.add_noise(x, key, weight, scale, 1 - scale)
-    restored = sagd.spectral_filter(noisy, weight, scale) + sagd.shaped_noise(key, x.shape, weight, plane_offset=7)
-    return sagd.whitened_mse(restored, noise, weight)
 
 
 def step_arguments(size=(4, 3, 32, 32)):

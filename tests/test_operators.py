@@ -3,7 +3,19 @@
 import numpy as np
 import pytest
 import torch
-from conftest import DTYPES, LARGE_SIZES, SIZES, assert_close, assert_operator_close, random_weight, weight_dtype
+from conftest import (
+    DTYPES,
+    LARGE_SIZES,
+    OPERATORS,
+    SIZES,
+    arguments,
+    assert_close,
+    assert_operator_close,
+    each_operator,
+    outputs,
+    random_weight,
+    weight_dtype,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,34 +25,16 @@ from sagd_kernels.backends import composite
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
-OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
-each_operator = pytest.mark.parametrize("operator", OPERATORS)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 KEY = sagd.fold_in(sagd.key(2025), 7)
-
-
-def arguments(operator, size, dtype=torch.float32, *, planes=None, weight=None, key=KEY, scales=None):
-    """(positional, keyword) arguments of an operator on planes of that size: random ones where none are given."""
-    planes = torch.randn(size).to(dtype) if planes is None else planes
-    weight = random_weight(*size[-2:], dtype=weight_dtype(dtype)) if weight is None else weight
-    samples = size[0] if len(size) > 2 else 1
-    scales = (torch.linspace(0.2, 1.1, samples), torch.linspace(-0.7, 1.3, samples)) if scales is None else scales
-    if operator == "spectral_filter":
-        return (planes, weight, scales[0]), {}
-    if operator == "shaped_noise":
-        return (key, size, weight, scales[0]), {"plane_offset": 5, "dtype": dtype}
-    if operator == "add_noise":
-        return (planes, key, weight, *scales), {"plane_offset": 5}
-    return (planes, planes.flip(-1, -2) / 2, weight), {}
 
 
 def apply(operator, args, kwargs):
     """Every tensor that the operator computes, the residual of whitened_mse among them."""
     if operator == "whitened_mse":
         return torch.ops.sagd._whitened_mse(*args, True)
-    result = getattr(torch.ops.sagd, operator)(*args, **kwargs)
-    return result if isinstance(result, tuple) else (result,)
+    return outputs(getattr(torch.ops.sagd, operator)(*args, **kwargs))
 
 
 def planes_of(results):

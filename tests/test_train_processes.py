@@ -15,6 +15,7 @@ pytest.importorskip("diffusers", reason="the trainer needs the extra 'train'")
 
 from children import CONTEXT, free_port, launch, start
 from safetensors.torch import load_file
+from tiny_runs import assert_same_checkpoint
 
 from sagd_kernels.diffusion import DiffusionProcess
 from sagd_kernels.train import data, loop, processes
@@ -87,12 +88,6 @@ def assert_same_run(losses, steps, whole):
     for step, expected in zip(steps, whole[1][-len(steps) :], strict=True):
         assert all(torch.equal(a, b) for a, b in zip(step, expected, strict=True))  # noise and order, to the bit
     torch.testing.assert_close(losses, whole[0], rtol=1e-4, atol=0)
-
-
-def assert_same_checkpoint(folder, other):
-    left, right = load_file(folder / FILE_NAME), load_file(other / FILE_NAME)
-    assert left.keys() == right.keys()
-    assert not [name for name in left if not torch.equal(left[name], right[name])]
 
 
 # Splits of the batch

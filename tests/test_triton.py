@@ -15,6 +15,7 @@ from conftest import (
     apply_composite,
     apply_reference,
     assert_close,
+    each_operator,
     random_weight,
     relative_error,
 )
@@ -30,7 +31,6 @@ from sagd_kernels.backends import triton as backend
 from sagd_kernels.backends import triton_functions, triton_kernels
 from tests.emulation.triton import compiled, emulated, interpreted
 
-OPERATORS = ["spectral_filter", "shaped_noise", "add_noise", "whitened_mse"]
 SMALL_SIZES = [size for size in SIZES if max(size) <= backend.LARGEST]
 SLOW_SIZES = [size for size in SIZES if max(size) > backend.LARGEST] + [(1, 511), (384, 160), (512, 512)]
 EMULATED_SIZES = [(3, 5), (16, 16), (28, 28), (32, 32), (136, 16)]
@@ -84,7 +84,7 @@ def arguments(operator: str, height: int, width: int, *, batch=(1, 2), dtype=tor
 # ---- numbers ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 @pytest.mark.parametrize(
     "size",
     [*SMALL_SIZES, (24, 150), *(pytest.param(size, marks=pytest.mark.slow) for size in SLOW_SIZES)],
@@ -94,7 +94,7 @@ def test_every_size(interpreter, operator, size):
     assert_operator_close(operator, *arguments(operator, *size))
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 @pytest.mark.parametrize(
     ("size", "dtype"),
     [((32, 24), torch.float16), ((32, 24), torch.bfloat16), ((8, 132), torch.bfloat16)],
@@ -305,7 +305,7 @@ def emulator():
     assert launches, "nothing was launched"
 
 
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 @pytest.mark.parametrize(
     "size",
     [*EMULATED_SIZES, *(pytest.param(size, marks=pytest.mark.slow) for size in SLOW_EMULATED_SIZES)],
@@ -347,7 +347,7 @@ def test_the_environment_is_the_users_while_kernels_are_launched(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("operator", OPERATORS)
+@each_operator
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_compiled_kernels_of_half_types(operator, dtype):
     args = arguments(operator, 32, 32, dtype=dtype)
