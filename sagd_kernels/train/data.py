@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -139,19 +140,20 @@ class MemoryImages(Dataset):
         return self.images[indices]
 
 
-class ImageFiles(Dataset):
+class ImageFiles(Dataset, ABC):
     """Encoded images, read when their turn comes, cropped square and resized; subclasses say where they are."""
 
     def __init__(self, image_size: int, channels: int):
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.image_shape = (channels, image_size, image_size)
 
+    @abstractmethod
     def open_image(self, index: int) -> Image.Image:
-        raise NotImplementedError
+        """The image, encoded; PIL decodes it when it is used."""
 
+    @abstractmethod
     def describe(self, index: int) -> str:
         """The image's name in an error message."""
-        raise NotImplementedError
 
     def __getitems__(self, indices: list[int]) -> Tensor:
         return torch.stack([self._read(index) for index in indices])
