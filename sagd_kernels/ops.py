@@ -1,13 +1,13 @@
 """The operators: what they promise, and how torch sees them (shapes, gradients, vmap, autocast).
 
-Schemas and CPU kernels are in csrc/; this file adds everything that is the same on every device. Each operator is
-`torch.ops.sagd.<name>` and, with the documentation below, `sagd_kernels.<name>`. A plane is the last two dimensions
-[H, W] of a tensor; F is the unitary 2-D DFT; T_w = F^-1 diag(w) F.
+Schemas and CPU kernels are in csrc/, what the operators accept is in checks.py; this file adds everything else that is
+the same on every device. Each operator is `torch.ops.sagd.<name>` and, with the documentation below,
+`sagd_kernels.<name>`. A plane is the last two dimensions [H, W] of a tensor; F is the unitary 2-D DFT;
+T_w = F^-1 diag(w) F.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from numbers import Real
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor, is_grad_enabled
@@ -20,10 +20,10 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 from torch.compiler import is_compiling
 
-from . import backends, gradients
+from . import backends, checks, gradients
 from ._build import library_path
 from .backends import composite
-from .random import block_keys, check_is_tensor
+from .random import block_keys
 from .spectral import weight_dtype, whitening
 
 torch.ops.load_library(library_path())
@@ -51,7 +51,7 @@ def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | float | None 
         RuntimeError: an argument of the wrong shape, dtype or device; the message names it.
     """
     if input is None or weight is None:
-        raise _forgotten(input=input, weight=weight)
+        raise checks.forgotten(input=input, weight=weight)
     return _spectral_filter(input, weight, _scale(scale, weight))
 
 
@@ -81,8 +81,8 @@ def shaped_noise(
         A contiguous tensor on the device of `weight`. Differentiable in `weight` and `scale`, twice.
     """
     if weight is None:
-        raise _forgotten(weight=weight)
-    _check_stream(key, plane_offset)
+        raise checks.forgotten(weight=weight)
+    checks.stream(key, plane_offset)
     return _shaped_noise(key, size, weight, _scale(scale, weight), plane_offset=plane_offset, dtype=dtype)
 
 
@@ -102,8 +102,8 @@ def add_noise(
     Returns two contiguous tensors of the shape and dtype of `input`. Differentiable in every floating argument, twice.
     """
     if input is None or weight is None or signal_scale is None or noise_scale is None:
-        raise _forgotten(input=input, weight=weight, signal_scale=signal_scale, noise_scale=noise_scale)
-    _check_stream(key, plane_offset)
+        raise checks.forgotten(input=input, weight=weight, signal_scale=signal_scale, noise_scale=noise_scale)
+    checks.stream(key, plane_offset)
     signal_scale, noise_scale = _scale(signal_scale, weight), _scale(noise_scale, weight)
     return _add_noise(input, key, weight, signal_scale, noise_scale, plane_offset=plane_offset)
 
@@ -124,26 +124,20 @@ def whitened_mse(input: Tensor, target: Tensor, weight: Tensor) -> Tensor:
         in the gradient where T_u (input - target), u = 1/w^2, exceeds 65504: take float32 or bfloat16 for small w.
     """
     if input is None or target is None or weight is None:
-        raise _forgotten(input=input, target=target, weight=weight)
+        raise checks.forgotten(input=input, target=target, weight=weight)
     if not (isinstance(input, Tensor) and isinstance(target, Tensor)):
         try:
             return _ops.whitened_mse(input, target, weight)  # torch.fx, which traces with proxies, gets here
         except RuntimeError:
-            _check_types(_ops.whitened_mse.default, (input, target, weight), {})
+            checks.types(_ops.whitened_mse.default, (input, target, weight), {})
             raise
     if input.dtype != target.dtype:
-        _check_floating("input", input.dtype)
-        _check_floating("target", target.dtype)
+        checks.floating("input", input.dtype)
+        checks.floating("target", target.dtype)
         dtype = torch.promote_types(input.dtype, target.dtype)
         input, target = input.to(dtype), target.to(dtype)
     with_residual = is_grad_enabled() and (input.requires_grad or target.requires_grad)
     return _whitened_mse(input, target, weight, with_residual)
-
-
-def _forgotten(**arguments) -> TypeError:
-    """The error for the None among the arguments, which the dispatcher takes for a tensor that is not defined."""
-    name = next(name for name, value in arguments.items() if value is None)
-    return TypeError(f"{name}: expected {_expected(name)[1]}, got NoneType")
 
 
 def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
@@ -154,144 +148,6 @@ def _scale(scale: Tensor | float | None, weight: Tensor) -> Tensor | None:
     if not isinstance(weight, Tensor):
         raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
     return torch.full((), scale, dtype=weight_dtype(weight.dtype), device=weight.device)
-
-
-def _check_stream(key: Tensor, plane_offset: int) -> None:
-    """What the dispatcher would refuse without saying why."""
-    check_is_tensor(key)
-    if type(plane_offset) is int and plane_offset >= 2**63:
-        raise RuntimeError(f"plane_offset: expected less than 2^63, got {plane_offset}")
-
-
-# ---- types: the dispatcher refuses wrong ones with its schema and all values ----------------------------------------
-
-_TYPES = {  # of the arguments that are not tensors alone
-    "size": (Iterable, "ints [..., H, W]"),
-    "scale": (Tensor | None, "a tensor or a number"),
-    "signal_scale": (Tensor, "a tensor or a number"),
-    "noise_scale": (Tensor, "a tensor or a number"),
-    "plane_offset": (SupportsIndex, "an int"),
-    "dtype": (torch.dtype | None, "a torch.dtype"),
-    "with_residual": (bool, "a bool"),
-}
-
-
-def _expected(name: str) -> tuple:
-    """The type of an argument, and that in words."""
-    return _TYPES.get(name, (Tensor, "a tensor"))
-
-
-def _check_types(operator, args, kwargs) -> None:
-    """TypeError for an argument of an operator's call whose type is wrong. Only a call that failed is looked at."""
-    names = (argument.name for argument in operator._schema.arguments)
-    for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
-        kind, expected = _expected(name)
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}") from None
-        if name == "size" and not all(isinstance(n, SupportsIndex) for n in value):
-            raise TypeError(f"{name}: expected {expected}, got {value!r}") from None
-
-
-# ---- checks: the same errors as csrc/bindings.cpp, for tensors that its kernels never see --------------------------
-
-
-def _check(condition: bool, message: str) -> None:
-    if not condition:
-        raise RuntimeError(message)
-
-
-def _check_size(name: str, size: Sequence[int]) -> None:
-    _check(len(size) >= 2, f"{name}: expected at least 2 dimensions [..., H, W], got {list(size)}")
-    for n in size:
-        _check(n >= 0, f"{name}: expected no negative size, got {list(size)}")
-    _check(size[-2] > 0 and size[-1] > 0, f"{name}: expected planes of at least 1 x 1, got {list(size)}")
-
-
-def _check_floating(name: str, dtype: torch.dtype) -> None:
-    _check(dtype in backends.DTYPES, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
-
-
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
-    _check(
-        tensor.device == device,
-        f"{name}: expected a tensor on {device}, the device of the other arguments, got {tensor.device}",
-    )
-
-
-def _check_weight(weight: Tensor, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    _check_device("weight", weight, device)
-    expected = weight_dtype(dtype)
-    _check(weight.dtype == expected, f"weight: expected {expected}, got {weight.dtype}")
-    batch, height, columns = list(size[:-2]), size[-2], size[-1] // 2 + 1
-    fits = 2 <= weight.ndim <= len(size) and weight.shape[-2] == height and weight.shape[-1] == columns
-    if fits and weight.ndim > 2:
-        fits = all(g == 1 or g == n for g, n in zip(weight.shape[:-2], batch[2 - weight.ndim :], strict=True))
-    _check(
-        fits,
-        f"weight: expected [..., {height}, {columns}] with leading dimensions that broadcast against the batch "
-        f"{batch}, got {list(weight.shape)}",
-    )
-
-
-def _check_scale(name: str, scale: Tensor, size: Sequence[int], device: torch.device) -> None:
-    _check_device(name, scale, device)
-    _check_floating(name, scale.dtype)
-    batch = list(size[:-2])
-    fits = scale.ndim <= len(size)
-    fits = fits and all(g == 1 or g == n for g, n in zip(scale.shape, [*batch, 1, 1], strict=False))
-    _check(
-        fits,
-        f"{name}: expected dimensions that broadcast from the left against the batch {batch}, got {list(scale.shape)}",
-    )
-
-
-def _check_key(key: Tensor, size: Sequence[int], plane_offset: int, device: torch.device) -> None:
-    _check_device("key", key, device)
-    _check(
-        key.dtype == torch.uint64 and key.ndim > 0 and key.shape[-1] == 2,
-        f"key: expected a uint64 tensor [..., 2], got {key.dtype} {list(key.shape)}",
-    )
-    lead = list(key.shape[:-1])
-    _check(
-        len(lead) <= len(size) - 2 and all(g == n for g, n in zip(lead, size, strict=False)),
-        f"key: expected [2] or one key for each index of the first batch dimensions, of size {list(size)}, "
-        f"got {list(key.shape)}",
-    )
-    _check(plane_offset >= 0, f"plane_offset: expected at least 0, got {plane_offset}")
-
-
-def _check_spectral_filter(input, weight, scale=None) -> None:
-    _check_size("input", input.shape)
-    _check_floating("input", input.dtype)
-    _check_weight(weight, input.shape, input.dtype, input.device)
-    if scale is not None:
-        _check_scale("scale", scale, input.shape, input.device)
-
-
-def _check_shaped_noise(key, size, weight, scale=None, *, plane_offset=0, dtype=None) -> None:
-    _check_size("size", size)
-    dtype = dtype or weight.dtype
-    _check_floating("dtype", dtype)
-    _check_weight(weight, size, dtype, weight.device)
-    _check_key(key, size, plane_offset, weight.device)
-    if scale is not None:
-        _check_scale("scale", scale, size, weight.device)
-
-
-def _check_add_noise(input, key, weight, signal_scale, noise_scale, *, plane_offset=0) -> None:
-    _check_spectral_filter(input, weight)
-    _check_key(key, input.shape, plane_offset, input.device)
-    _check_scale("signal_scale", signal_scale, input.shape, input.device)
-    _check_scale("noise_scale", noise_scale, input.shape, input.device)
-
-
-def _check_whitened_mse(input, target, weight, with_residual) -> None:
-    _check_size("input", input.shape)
-    _check_device("target", target, input.device)
-    shape = list(input.shape)
-    _check(target.shape == input.shape, f"target: expected the shape of input {shape}, got {list(target.shape)}")
-    _check(target.dtype == input.dtype, f"target: expected the dtype of input {input.dtype}, got {target.dtype}")
-    _check_spectral_filter(input, weight)
 
 
 # ---- shapes, and devices without kernels ---------------------------------------------------------------------------
@@ -323,10 +179,10 @@ def _checked(check, function):
 
 _library = torch.library.Library("sagd", "IMPL")
 for _name, _check_arguments, _fake, _composite in [
-    ("spectral_filter", _check_spectral_filter, _fake_spectral_filter, composite.spectral_filter),
-    ("shaped_noise", _check_shaped_noise, _fake_shaped_noise, composite.shaped_noise),
-    ("add_noise", _check_add_noise, _fake_add_noise, composite.add_noise),
-    ("_whitened_mse", _check_whitened_mse, _fake_whitened_mse, composite.whitened_mse),
+    ("spectral_filter", checks.spectral_filter, _fake_spectral_filter, composite.spectral_filter),
+    ("shaped_noise", checks.shaped_noise, _fake_shaped_noise, composite.shaped_noise),
+    ("add_noise", checks.add_noise, _fake_add_noise, composite.add_noise),
+    ("_whitened_mse", checks.whitened_mse, _fake_whitened_mse, composite.whitened_mse),
 ]:
     torch.library.register_fake(f"sagd::{_name}", _checked(_check_arguments, _fake), lib=_library)
     _library.impl(_name, _checked(_check_arguments, _composite), "CompositeExplicitAutograd")
@@ -397,7 +253,7 @@ def _differentiable(name: str, backward, save, result=_whole):
                 return Function.apply(below_autograd, result, kwargs, *args)
             return result(below_autograd(*args, **kwargs))
         except RuntimeError:
-            _check_types(operator, args, kwargs)
+            checks.types(operator, args, kwargs)
             raise
 
     def from_dispatcher(keyset, *args, **kwargs):
