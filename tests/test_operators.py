@@ -51,7 +51,11 @@ def assert_same_bits(actual, expected):
 # ---- values
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+# Of 32 and 64 columns, whose rows AVX-512 kernels transform along lanes, every form that the columns' last stage has.
+IN_LANES = [(16, 32), (64, 32), (32, 64), (40, 64), (80, 64), (176, 32)]
+
+
+@pytest.mark.parametrize("size", SIZES + IN_LANES, ids=lambda size: f"{size[0]}x{size[1]}")
 @each_dtype
 @each_operator
 def test_equals_the_reference(operator, dtype, size):

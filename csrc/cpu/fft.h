@@ -190,27 +190,27 @@ SAGD_INLINE bool with_outer_radix(const Plan<T>& plan, F&& f) {
   }
 }
 
-// The forward transform of points that the first stage takes from read(i).
+// The first `stages` stages of the forward transform, of points that the first one takes from read(i).
 template <class T, class Read>
-SAGD_INLINE void forward(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Read read) {
-  const bool done = with_outer_radix(plan, [&]<int R>() {
+SAGD_INLINE void forward(const Plan<T>& plan, int stages, Point<T>* x, Point<T>* scratch, Read read) {
+  int s = with_outer_radix(plan, [&]<int R>() {
     butterfly_block<R, false>(plan.stage[0], read, [=](int i, Point<T> v) { x[i] = v; });
-    for (int s = 1; s < plan.stages; ++s) run_stage<false>(plan.stage[s], x, scratch);
   });
-  if (done) return;
-  for (int i = 0; i < plan.length; ++i) x[i] = read(i);
-  forward(plan, x, scratch);
+  if (s == 0) {
+    for (int i = 0; i < plan.length; ++i) x[i] = read(i);
+  }
+  for (; s < stages; ++s) run_stage<false>(plan.stage[s], x, scratch);
 }
 
-// The inverse transform, whose last stage hands its points to write(i, point).
+// The last `stages` stages of the inverse transform, whose last one hands its points to write(i, point).
 template <class T, class Write>
-SAGD_INLINE void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Write write) {
+SAGD_INLINE void inverse(const Plan<T>& plan, int stages, Point<T>* x, Point<T>* scratch, Write write) {
+  for (int s = stages - 1; s > 0; --s) run_stage<true>(plan.stage[s], x, scratch);
   const bool done = with_outer_radix(plan, [&]<int R>() {
-    for (int s = plan.stages - 1; s > 0; --s) run_stage<true>(plan.stage[s], x, scratch);
     butterfly_block<R, true>(plan.stage[0], [=](int i) { return x[i]; }, write);
   });
   if (done) return;
-  inverse(plan, x, scratch);
+  if (stages > 0) run_stage<true>(plan.stage[0], x, scratch);
   for (int i = 0; i < plan.length; ++i) write(i, x[i]);
 }
 

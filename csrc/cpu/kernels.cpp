@@ -1,6 +1,7 @@
 // The operators on a range of planes. Compiled once per instruction set.
 #include "cpu/bundle.h"
 #include "cpu/job.h"
+#include "cpu/lane_plane.h"
 #include "cpu/plane.h"
 
 namespace sagd::SAGD_ISA {
@@ -149,26 +150,26 @@ class Weights {
 };
 
 // Planes that are taken one at a time: the tables of several weights are kept.
-template <WeightMap map, class T>
-class Weights<map, T, PlaneTransform<T>> {
+template <WeightMap map, class T, class Transform>
+  requires(Transform::planes == 1)
+class Weights<map, T, Transform> {
  public:
   int64_t kept[1] = {};
 
-  Weights(const Job& job, PlaneTransform<T>& transform, double factor)
+  Weights(const Job& job, Transform& transform, double factor)
       : job_(job), transform_(transform), factor_(T(factor)), tables_(job, transform.weight()) {}
 
   void load(int64_t plane, int) {
     const T* from = at<T>(job_.weight, plane);
     transform_.weight() = tables_.get(from, [&](WeightTable<T>& table) {
-      fill<map>(table, from, job_.weight.row_stride, job_.weight.column_stride, transform_.column_plan(),
-                transform_.row_plan(), factor_);
+      transform_.template fill<map>(table, from, job_.weight.row_stride, job_.weight.column_stride, factor_);
     });
     kept[0] = transform_.weight().kept;
   }
 
  private:
   const Job& job_;
-  PlaneTransform<T>& transform_;
+  Transform& transform_;
   const T factor_;
   WeightTables<T> tables_;
 };
@@ -333,31 +334,40 @@ void whitened_mse(const Job& job, int64_t begin, int64_t end) {
 // depend on nothing but the size, or a plane's bits would depend on its batch.
 constexpr int64_t max_bundled_pixels = 256;
 
+// Calls f.operator()<Transform>() with the transform for planes of the job's size; `in_lanes`: LaneTransform where it fits,
+// which draws no noise.
+template <class T, bool in_lanes, class F>
+void with_transform(const Job& job, F&& f) {
+  if (job.height * job.width <= max_bundled_pixels) return f.template operator()<BundleTransform<T>>();
+  if constexpr (in_lanes && lanes<T> == 16) {
+    if (LaneTransform<T, 1>::fits(job.height, job.width)) return f.template operator()<LaneTransform<T, 1>>();
+    if (LaneTransform<T, 2>::fits(job.height, job.width)) return f.template operator()<LaneTransform<T, 2>>();
+  }
+  f.template operator()<PlaneTransform<T>>();
+}
+
 #define SAGD_STRING_(x) #x
 #define SAGD_STRING(x) SAGD_STRING_(x)
 
 }  // namespace
 
 // The kernel of an operator for the job's stored type and size.
-#define SAGD_CASE(operator_, dtype, S)                                                                        \
+#define SAGD_CASE(operator_, in_lanes, dtype, S)                                                              \
   case Dtype::dtype:                                                                                          \
-    if (job.height * job.width <= max_bundled_pixels) {                                                       \
-      return operator_<S, BundleTransform<Compute<S>>>(job, begin, end);                                      \
-    } else {                                                                                                  \
-      return operator_<S, PlaneTransform<Compute<S>>>(job, begin, end);                                       \
-    }
-#define SAGD_KERNEL(operator_)                               \
-  [](const Job& job, int64_t begin, int64_t end) {           \
-    switch (job.dtype) {                                     \
-      SAGD_CASE(operator_, float32, float)                   \
-      SAGD_CASE(operator_, float64, double)                  \
-      SAGD_CASE(operator_, bfloat16, BFloat16)               \
-      SAGD_CASE(operator_, float16, Half)                    \
-    }                                                        \
+    return with_transform<Compute<S>, in_lanes>(                                                              \
+        job, [&]<class Transform>() { operator_<S, Transform>(job, begin, end); });
+#define SAGD_KERNEL(operator_, in_lanes)                                                                      \
+  [](const Job& job, int64_t begin, int64_t end) {                                                            \
+    switch (job.dtype) {                                                                                      \
+      SAGD_CASE(operator_, in_lanes, float32, float)                                                          \
+      SAGD_CASE(operator_, in_lanes, float64, double)                                                         \
+      SAGD_CASE(operator_, in_lanes, bfloat16, BFloat16)                                                      \
+      SAGD_CASE(operator_, in_lanes, float16, Half)                                                           \
+    }                                                                                                         \
   }
 
 extern const KernelTable table;
-const KernelTable table = {SAGD_STRING(SAGD_ISA), SAGD_KERNEL(spectral_filter), SAGD_KERNEL(shaped_noise),
-                           SAGD_KERNEL(add_noise), SAGD_KERNEL(whitened_mse)};
+const KernelTable table = {SAGD_STRING(SAGD_ISA), SAGD_KERNEL(spectral_filter, true), SAGD_KERNEL(shaped_noise, false),
+                           SAGD_KERNEL(add_noise, false), SAGD_KERNEL(whitened_mse, true)};
 
 }  // namespace sagd::SAGD_ISA

@@ -8,6 +8,7 @@
 #include <limits>
 #include <map>
 #include <mutex>
+#include <new>
 #include <numbers>
 #include <numeric>
 #include <string>
@@ -120,10 +121,10 @@ int primitive_root(int prime) {
   }
 }
 
-// Constants live as long as the process: plans are few, small, and shared by all threads.
+// Constants live as long as the process: plans are few, small, and shared by all threads. Aligned to 64 bytes.
 template <class T, class S>
 const T* keep(const std::vector<S>& values) {
-  T* kept = new T[values.size()];
+  T* kept = new (std::align_val_t{64}) T[values.size()];
   for (size_t i = 0; i < values.size(); ++i) kept[i] = T(values[i]);
   return kept;
 }
@@ -272,6 +273,17 @@ class Planner {
   std::map<int, const Plan<T>*> plans_;
 };
 
+// For each of n vectors v the roots exp(-2 pi i turns(v, lane) / whole) of 16 lanes: real parts, then imaginary parts.
+template <class T, class Turns>
+const T* keep_lanes(int n, int whole, Turns turns) {
+  std::vector<double> values;
+  for (int v = 0; v < n; ++v) {
+    for (int lane = 0; lane < 16; ++lane) values.push_back(root(turns(v, lane), whole).real());
+    for (int lane = 0; lane < 16; ++lane) values.push_back(root(turns(v, lane), whole).imag());
+  }
+  return keep<T>(values);
+}
+
 }  // namespace
 
 template <class T>
@@ -280,6 +292,19 @@ const Plan<T>& plan(int length) {
   static auto* planner = new Planner<T>;
   const std::lock_guard<std::mutex> lock(mutex);
   return planner->get(length);
+}
+
+template <class T>
+const LaneRoots<T>& lane_roots(int width) {
+  static std::mutex mutex;
+  static auto* made = new std::map<int, LaneRoots<T>>;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = made->find(width);
+  if (found != made->end()) return found->second;
+  const int n = width / 32;
+  return (*made)[width] = {keep_lanes<T>(n, width, [](int v, int lane) { return 16 * v + lane; }),
+                           keep_lanes<T>(n, width, [](int v, int lane) { return 2 * v * lane; }),
+                           keep_lanes<T>(4, 16, [](int k, int lane) { return k * (lane % 4); })};
 }
 
 std::string describe_plan(int length) {
@@ -301,5 +326,6 @@ std::string describe_plan(int length) {
 
 template const Plan<float>& plan<float>(int);
 template const Plan<double>& plan<double>(int);
+template const LaneRoots<float>& lane_roots<float>(int);
 
 }  // namespace sagd

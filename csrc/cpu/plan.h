@@ -47,4 +47,17 @@ struct Plan {
 template <class T>
 const Plan<T>& plan(int length);
 
+// Roots of unity for the lanes of vectors (lane_plane.h), for a width of 32 V: for each vector the real parts of 16, then
+// the imaginary parts, aligned to 64 bytes.
+template <class T>
+struct LaneRoots {
+  const T* halves;  // [v]: exp(-2 pi i (16 v + lane) / width)
+  const T* units;   // [v]: exp(-2 pi i 2 v lane / width)
+  const T* values;  // [k], k < 4: exp(-2 pi i k (lane mod 4) / 16)
+};
+
+// Those of a width; made once, kept and safe to call as plans are.
+template <class T>
+const LaneRoots<T>& lane_roots(int width);
+
 }  // namespace sagd

@@ -67,8 +67,12 @@ class PlaneTransform {
   }
 
   WeightTable<T>& weight() { return weight_; }
-  const Plan<T>& column_plan() const { return column_plan_; }
-  const Plan<T>& row_plan() const { return row_plan_; }
+
+  // Fills a table (weights.h).
+  template <WeightMap map>
+  void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride, T factor) const {
+    SAGD_ISA::fill<map>(to, weight, row_stride, column_stride, column_plan_, row_plan_, factor);
+  }
 
   // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(0, h, w, n).
   // Leaves every value of the spectrum doubled.
@@ -79,7 +83,7 @@ class PlaneTransform {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       if (many_registers && partners > 0) {
-        forward(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h) {
+        forward(column_plan_, column_plan_.stages, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h) {
           h = opaque(h);  // or the loop would keep an address for each of the butterfly's points, more than registers
           return Point<T>{read(0, h, j0, n), read(0, h, partner, partners)};
         });
@@ -215,7 +219,7 @@ class PlaneTransform {
         *rows_->mirror = quarter_turn<false>(z - y) * T(0.5);
       }
       if (fused && many_registers && partners > 0) {
-        inverse(column_plan_, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
+        inverse(column_plan_, column_plan_.stages, columns_, prime_scratch_, [=, partner = j0 + packed_columns_](int h, Point<T> v) {
           h = opaque(h);  // as above
           write(0, h, j0, n, v.re);
           write(0, h, partner, partners, v.im);

@@ -277,6 +277,30 @@ struct SelectBlocks {
 
 }  // namespace detail
 
+// Among four vectors of four blocks of four values: the values of each block are transposed.
+template <class T>
+SAGD_INLINE void transpose_values(Vec<T>& r0, Vec<T>& r1, Vec<T>& r2, Vec<T>& r3) {
+  using namespace detail;
+  const Vec<T> a = shuffle<Interleave<T, 1, false>, T>(r0, r1), b = shuffle<Interleave<T, 1, true>, T>(r0, r1);
+  const Vec<T> c = shuffle<Interleave<T, 1, false>, T>(r2, r3), d = shuffle<Interleave<T, 1, true>, T>(r2, r3);
+  r0 = shuffle<Interleave<T, 2, false>, T>(a, c);
+  r1 = shuffle<Interleave<T, 2, true>, T>(a, c);
+  r2 = shuffle<Interleave<T, 2, false>, T>(b, d);
+  r3 = shuffle<Interleave<T, 2, true>, T>(b, d);
+}
+
+// The same of the blocks themselves.
+template <class T>
+SAGD_INLINE void transpose_blocks(Vec<T>& r0, Vec<T>& r1, Vec<T>& r2, Vec<T>& r3) {
+  using namespace detail;
+  const Vec<T> even01 = shuffle<SelectBlocks<T, false>, T>(r0, r1), odd01 = shuffle<SelectBlocks<T, true>, T>(r0, r1);
+  const Vec<T> even23 = shuffle<SelectBlocks<T, false>, T>(r2, r3), odd23 = shuffle<SelectBlocks<T, true>, T>(r2, r3);
+  r0 = shuffle<SelectBlocks<T, false>, T>(even01, even23);
+  r1 = shuffle<SelectBlocks<T, false>, T>(odd01, odd23);
+  r2 = shuffle<SelectBlocks<T, true>, T>(even01, even23);
+  r3 = shuffle<SelectBlocks<T, true>, T>(odd01, odd23);
+}
+
 // r[i][j] -> r[j][i] for a square of lanes.
 template <class T>
 SAGD_INLINE void transpose(Vec<T>* r) {
@@ -285,38 +309,21 @@ SAGD_INLINE void transpose(Vec<T>* r) {
 #pragma GCC unroll 16
   for (int i = 0; i < n; i += per_block) {
     if constexpr (per_block == 4) {
-      const Vec<T> a = shuffle<Interleave<T, 1, false>, T>(r[i], r[i + 1]);
-      const Vec<T> b = shuffle<Interleave<T, 1, true>, T>(r[i], r[i + 1]);
-      const Vec<T> c = shuffle<Interleave<T, 1, false>, T>(r[i + 2], r[i + 3]);
-      const Vec<T> d = shuffle<Interleave<T, 1, true>, T>(r[i + 2], r[i + 3]);
-      r[i] = shuffle<Interleave<T, 2, false>, T>(a, c);
-      r[i + 1] = shuffle<Interleave<T, 2, true>, T>(a, c);
-      r[i + 2] = shuffle<Interleave<T, 2, false>, T>(b, d);
-      r[i + 3] = shuffle<Interleave<T, 2, true>, T>(b, d);
+      transpose_values<T>(r[i], r[i + 1], r[i + 2], r[i + 3]);
     } else {
       const Vec<T> a = r[i], b = r[i + 1];
       r[i] = shuffle<Interleave<T, 1, false>, T>(a, b);
       r[i + 1] = shuffle<Interleave<T, 1, true>, T>(a, b);
     }
   }
-  if constexpr (blocks == 2) {
 #pragma GCC unroll 16
-    for (int e = 0; e < per_block; ++e) {
+  for (int e = 0; e < per_block; ++e) {
+    if constexpr (blocks == 2) {
       const Vec<T> a = r[e], b = r[e + per_block];
       r[e] = shuffle<SelectBlocks<T, false>, T>(a, b);
       r[e + per_block] = shuffle<SelectBlocks<T, true>, T>(a, b);
-    }
-  } else if constexpr (blocks == 4) {
-#pragma GCC unroll 16
-    for (int e = 0; e < per_block; ++e) {
-      const Vec<T> even01 = shuffle<SelectBlocks<T, false>, T>(r[e], r[e + per_block]);
-      const Vec<T> odd01 = shuffle<SelectBlocks<T, true>, T>(r[e], r[e + per_block]);
-      const Vec<T> even23 = shuffle<SelectBlocks<T, false>, T>(r[e + 2 * per_block], r[e + 3 * per_block]);
-      const Vec<T> odd23 = shuffle<SelectBlocks<T, true>, T>(r[e + 2 * per_block], r[e + 3 * per_block]);
-      r[e] = shuffle<SelectBlocks<T, false>, T>(even01, even23);
-      r[e + per_block] = shuffle<SelectBlocks<T, false>, T>(odd01, odd23);
-      r[e + 2 * per_block] = shuffle<SelectBlocks<T, true>, T>(even01, even23);
-      r[e + 3 * per_block] = shuffle<SelectBlocks<T, true>, T>(odd01, odd23);
+    } else if constexpr (blocks == 4) {
+      transpose_blocks<T>(r[e], r[e + per_block], r[e + 2 * per_block], r[e + 3 * per_block]);
     }
   }
 }

@@ -1,4 +1,5 @@
 // A weight over the frequencies of one plane, in the order in which the transforms of plane.h leave the spectrum.
+// lane_plane.h fills a table of the same kind in an order of its own.
 #pragma once
 
 #include "cpu/job.h"
