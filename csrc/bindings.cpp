@@ -10,6 +10,10 @@ namespace {
 // Threads take runs of planes with at least this many values, so that handing out work costs little beside it.
 constexpr int64_t values_per_task = 1 << 14;
 
+// To share a plane costs threads as much as about this many pixels, because they wait for each other after each of its
+// phases, and a quarter of their work, because half of what they read is in another's cache.
+constexpr int64_t pixels_to_share = 1 << 14;
+
 struct Cpu {
   Device device{torch::headeronly::DeviceType::CPU, 0};
 
@@ -36,12 +40,31 @@ struct Cpu {
   }
 
   static void run(Kernel kernel, const Job& job) {
+    const int64_t shared = shared_planes(job), whole = job.planes - shared;
     const int64_t grain = (values_per_task + job.height * job.width - 1) / (job.height * job.width);
-    if (job.planes <= grain) {
-      if (job.planes > 0) kernel(job, 0, job.planes);
-      return;
+    if (whole > grain) {
+      torch::stable::parallel_for(0, whole, grain, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+    } else if (whole > 0) {
+      kernel(job, 0, whole);
     }
-    torch::stable::parallel_for(0, job.planes, grain, [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
+    if (shared == 0) return;
+    Job last = job;
+    last.parallel = parallel;
+    kernel(last, whole, job.planes);
+  }
+
+  // How many planes, the last ones, the threads share: those that are left when all threads have had equally many, if
+  // together they take them one by one in less time than a single thread takes for one.
+  static int64_t shared_planes(const Job& job) {
+    const int64_t pixels = job.height * job.width;
+    if (pixels < pixels_to_share) return 0;
+    const int64_t threads = torch::stable::get_num_threads(), left = job.planes % threads;
+    const int64_t shares = std::min(threads, kernels().shares(job));
+    return left * (pixels / shares * 5 / 4 + pixels_to_share) <= pixels ? left : 0;
+  }
+
+  static void parallel(int64_t n, void (*f)(int64_t begin, int64_t end, void* context), void* context) {
+    torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) { f(begin, end, context); });
   }
 };
 

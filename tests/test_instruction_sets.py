@@ -45,7 +45,7 @@ def test_operators_and_stream(instruction_set, available):
         pytest.skip(f"this processor lacks {instruction_set}")
     if instruction_set == torch.ops.sagd._cpu_isa():
         pytest.skip(f"{instruction_set} is what all other tests run with")
-    files = [str(TESTS / name) for name in ("test_operators.py", "test_stream.py")]
+    files = [str(TESTS / name) for name in ("test_operators.py", "test_shared_planes.py", "test_stream.py")]
     # what does not depend on the instruction set, and the largest planes, can be left out
     options = ["-x", "-p", "no:cacheprovider", "-k", "not large_planes and not philox"]
     result = run(instruction_set, "-m", "pytest", *options, *files)

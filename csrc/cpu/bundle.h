@@ -24,14 +24,14 @@ class BundleTransform {
   static constexpr int L = lanes<T>;
   static constexpr int planes = L;  // at a time
 
-  BundleTransform(int64_t height, int64_t width)
-      : height_(int(height)),
-        width_(int(width)),
+  explicit BundleTransform(const Job& job)
+      : height_(int(job.height)),
+        width_(int(job.width)),
         packed_columns_((width_ + 1) / 2),
         packed_rows_((height_ + 1) / 2),
         column_plan_(plan<T>(height_)),
         row_plan_(plan<T>(width_)) {
-    const int64_t points = int64_t(packed_columns_) * (height + 1), half = int64_t(packed_rows_) * width_;
+    const int64_t points = int64_t(packed_columns_) * (height_ + 1), half = int64_t(packed_rows_) * width_;
     const int64_t prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     Carver carve(scratch(sizeof(Vec<T>) * (2 * (points + (width_ + 1) + prime + width_) + half)));
     columns_ = carve.take<Point<T>>(points);

@@ -11,6 +11,7 @@ using Kernel = void (*)(const Job&, int64_t begin, int64_t end);
 struct KernelTable {
   const char* name;
   Kernel spectral_filter, shaped_noise, add_noise, whitened_mse;
+  int64_t (*shares)(const Job&);  // among how many threads a plane can be divided
 };
 
 // The kernels of the widest instruction set that was built and that this processor has, unless the environment

@@ -32,9 +32,11 @@ constexpr int64_t max_small_pixels = 1 << 11;
 // Planes whose columns do not follow each other in memory are brought together first: a loop that may have to gather its
 // values takes up to a sixth longer even where it need not, and a second copy of it might round differently.
 template <class S, int planes>
-[[gnu::noinline]] void gather(S* to, const S* const* from, int64_t row_stride, int64_t column_stride, const Job& job) {
+[[gnu::noinline]] void gather(S* to, const S* const* from, int64_t row_stride, int64_t column_stride, const Job& job,
+                              int64_t begin, int64_t end) {
   const int64_t width = job.width, pixels = job.height * width;
-  for (int64_t h = 0; h < job.height; ++h, to += width) {
+  to += begin * width;
+  for (int64_t h = begin; h < end; ++h, to += width) {
     for (int64_t w = 0; w < width; ++w) {  // planes last: channels often are neighbours in memory
       for (int lane = 0; lane < planes; ++lane) {
         to[lane * pixels + w] = from[lane][h * row_stride + w * column_stride];
@@ -62,7 +64,9 @@ struct Reader {
     const int64_t pixels = job.height * job.width;
     if (tensor.column_stride != 1) {
       S* to = static_cast<S*>(scratch(planes * pixels * sizeof(S), own));
-      gather<S, planes>(to, base, tensor.row_stride, tensor.column_stride, job);
+      in_ranges(job.parallel, job.height, [&](int64_t begin, int64_t end) {
+        gather<S, planes>(to, base, tensor.row_stride, tensor.column_stride, job, begin, end);
+      });
       for (int lane = 0; lane < planes; ++lane) base[lane] = to + lane * pixels;
       row_stride = job.width;
     } else if (pixels * int64_t(sizeof(S)) <= max_prefetched_bytes) {
@@ -216,7 +220,7 @@ template <class S, class Transform>
 void spectral_filter(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
   constexpr int planes = Transform::planes;
-  Transform transform(job.height, job.width);
+  Transform transform(job);
   Weights<WeightMap::value, T, Transform> weights(job, transform, 0.5 / pixels(job));
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
@@ -245,7 +249,7 @@ template <class S, class Transform>
 void shaped_noise(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
   constexpr int planes = Transform::planes;
-  Transform transform(job.height, job.width);
+  Transform transform(job);
   Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
   for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
     weights.load(plane, n);
@@ -261,7 +265,7 @@ template <class S, class Transform>
 void add_noise(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
   constexpr int planes = Transform::planes;
-  Transform transform(job.height, job.width);
+  Transform transform(job);
   Weights<WeightMap::value, T, Transform> weights(job, transform, std::sqrt(0.5 / pixels(job)));
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
@@ -292,7 +296,7 @@ template <class S, class Transform>
 void whitened_mse(const Job& job, int64_t begin, int64_t end) {
   using T = Compute<S>;
   constexpr int planes = Transform::planes;
-  Transform transform(job.height, job.width);
+  Transform transform(job);
   Weights<WeightMap::inverse_square, T, Transform> weights(job, transform, 0.5 / pixels(job));
   by_size<Transform>(job, [&]<bool small>() {
     for_groups<Transform>(job, begin, end, [&](int64_t plane, int n) {
@@ -346,6 +350,13 @@ void with_transform(const Job& job, F&& f) {
   f.template operator()<PlaneTransform<T>>();
 }
 
+// Threads divide a plane by strips of columns and of rows (PlaneTransform).
+int64_t shares(const Job& job) {
+  const int64_t strip = 2 * (job.dtype == Dtype::float64 ? lanes<double> : lanes<float>);
+  const int64_t side = job.height < job.width ? job.height : job.width;
+  return (side + strip - 1) / strip;
+}
+
 #define SAGD_STRING_(x) #x
 #define SAGD_STRING(x) SAGD_STRING_(x)
 
@@ -368,6 +379,6 @@ void with_transform(const Job& job, F&& f) {
 
 extern const KernelTable table;
 const KernelTable table = {SAGD_STRING(SAGD_ISA), SAGD_KERNEL(spectral_filter, true), SAGD_KERNEL(shaped_noise, false),
-                           SAGD_KERNEL(add_noise, false), SAGD_KERNEL(whitened_mse, true)};
+                           SAGD_KERNEL(add_noise, false), SAGD_KERNEL(whitened_mse, true), shares};
 
 }  // namespace sagd::SAGD_ISA

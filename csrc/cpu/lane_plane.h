@@ -17,7 +17,8 @@
 // R rows; the blocks of 0 and of H / (2 R), each of which has its own negatives, are a pair, too.
 //
 // Cost per pixel: the operations of plane.h, and of loads and stores of the spectrum in both directions 3 at 32 x 32, where
-// a pair of blocks is all that a quad needs, and 5 at 64 x 64, where plane.h has 9; device memory as in plane.h.
+// a pair of blocks is all that a quad needs, and 5 at 64 x 64, where plane.h has 9; device memory as in plane.h. Threads do
+// not share such a plane.
 #pragma once
 
 #include "cpu/fetch.h"
@@ -52,13 +53,13 @@ class LaneTransform {
     return (last.radix == 4 || last.radix == 8) && last.blocks % 2 == 0;
   }
 
-  LaneTransform(int64_t height, int64_t width)
-      : height_(int(height)), column_plan_(plan<T>(height_)), roots_(lane_roots<T>(int(width))) {
-    const int64_t spectrum = height * V;
-    Carver carve(scratch((spectrum + height + column_plan_.scratch) * sizeof(Point<T>) + spectrum * sizeof(Vec<T>) +
+  explicit LaneTransform(const Job& job)
+      : height_(int(job.height)), column_plan_(plan<T>(height_)), roots_(lane_roots<T>(W)) {
+    const int64_t spectrum = int64_t(height_) * V;
+    Carver carve(scratch((spectrum + height_ + column_plan_.scratch) * sizeof(Point<T>) + spectrum * sizeof(Vec<T>) +
                          2 * W * sizeof(T)));
     spectrum_ = carve.take<Point<T>>(spectrum);
-    columns_ = carve.take<Point<T>>(height);
+    columns_ = carve.take<Point<T>>(height_);
     prime_scratch_ = carve.take<Point<T>>(column_plan_.scratch);
     weight_.table = carve.take<Vec<T>>(spectrum);
     weight_.bottom = carve.take<T>(W);

@@ -13,12 +13,16 @@
 // Cost per pixel for H = W = N, per direction: 4 log2 N additions and multiplications in the butterflies and twiddle
 // products, 2 loads and 2 stores of the spectrum per stage, 4 shuffles / L per transpose step; device memory: each
 // input pixel is read once, each output pixel written once.
+//
+// Threads may share a plane (Job::parallel): its strips of columns, then those of rows, then again those of columns are
+// independent of each other. They share the spectrum and the weight; each has its own column to work on.
 #pragma once
 
 #include "cpu/fetch.h"
 #include "cpu/fft.h"
 #include "cpu/job.h"
 #include "cpu/normals.h"
+#include "cpu/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/weights.h"
 
@@ -30,37 +34,27 @@ class PlaneTransform {
   static constexpr int L = lanes<T>;
   static constexpr int planes = 1;  // at a time
 
-  PlaneTransform(int64_t height, int64_t width)
-      : height_(int(height)),
-        width_(int(width)),
+  explicit PlaneTransform(const Job& job)
+      : parallel_(job.parallel),
+        height_(int(job.height)),
+        width_(int(job.width)),
         packed_columns_((width_ + 1) / 2),
         packed_(packs_row<T>(height_)),
+        column_strips_((packed_columns_ + L - 1) / L),
         row_strips_((spectrum_rows<T>(height_) + L - 1) / L),
         // tiles of the last column strip reach beyond the plane
-        pitch_(packed_columns_ + (packed_columns_ + L - 1) / L * L),
+        pitch_(packed_columns_ + column_strips_ * L),
         column_plan_(plan<T>(height_)),
         row_plan_(plan<T>(width_)) {
-    const int prime = column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
     const int64_t spectrum = int64_t(row_strips_) * pitch_, weight = int64_t(row_strips_) * width_;
-    const int64_t points = spectrum + (height_ + 1) + prime;
-    Carver carve(scratch(points * sizeof(Point<T>) + weight * sizeof(Vec<T>) + row_strips_ * L * sizeof(Rows) +
-                         (3 * int64_t(width_) + 2) * sizeof(T)));
+    Carver carve(scratch(spectrum * sizeof(Point<T>) + buffer_bytes() + weight * sizeof(Vec<T>) +
+                         row_strips_ * sizeof(double) + 2 * int64_t(width_) * sizeof(T)));
     spectrum_ = carve.take<Point<T>>(spectrum);
-    columns_ = carve.take<Point<T>>(height_ + 1);
-    prime_scratch_ = carve.take<Point<T>>(prime);
+    take_buffers(carve.take<char>(buffer_bytes()));
     weight_.table = carve.take<Vec<T>>(weight);
-    rows_ = carve.take<Rows>(row_strips_ * L);
+    strip_sums_ = carve.take<double>(row_strips_);
     weight_.bottom = carve.take<T>(width_);
     weight_.bottom_excess = carve.take<T>(width_);
-    bottom_noise_ = carve.take<T>(width_ + 2);
-    const auto row = [&](int k) { return columns_ + column_plan_.position[k % height_]; };
-    Point<T>* const zero = columns_ + height_;  // for lanes beyond the last row
-    for (int i = 0; i < row_strips_ * L; ++i) rows_[i] = {zero, zero};
-    for (int i = 0; i < spectrum_rows<T>(height_); ++i) {
-      const int k = spectrum_row(column_plan_, i);
-      rows_[i] = {row(k), row(height_ - k)};
-    }
-    if (packed_) rows_->mirror = row(height_ / 2);
     for (int strip = 0; strip < row_strips_; ++strip) {
       for (int w = width_; w < pitch_; ++w) spectrum_[strip * int64_t(pitch_) + w] = Point<T>{};
     }
@@ -71,15 +65,106 @@ class PlaneTransform {
   // Fills a table (weights.h).
   template <WeightMap map>
   void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride, T factor) const {
-    SAGD_ISA::fill<map>(to, weight, row_stride, column_stride, column_plan_, row_plan_, factor);
+    to.kept = 0;
+    in_ranges(parallel_, row_strips_, [&](int64_t begin, int64_t end) {
+      SAGD_ISA::fill<map>(to, weight, row_stride, column_stride, column_plan_, row_plan_, factor, int(begin), int(end));
+    });
   }
 
   // The column transforms of the plane whose L values from (h, w) on, n of them real ones, are read(0, h, w, n).
   // Leaves every value of the spectrum doubled.
   template <class Read>
   void forward_columns(Read read) {
-    // backwards: the last strip's tiles reach beyond their columns, into what the others write
-    for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
+    // The last strip's tiles may reach beyond its columns, into what strip 0 writes: one thread takes both, backwards.
+    const int last = column_strips_ - 1;
+    const bool overlap = last > 0 && packed_columns_ % L > 0;
+    share(column_strips_ - overlap, [=](PlaneTransform& part, int begin, int end) {
+      if (overlap && begin == 0) part.forward_strips(read, last, last + 1);
+      part.forward_strips(read, begin, end);
+    });
+  }
+
+  // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
+  // With `measure`, sums[0] becomes the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
+  // Calls fetch(run, n) meanwhile (fetch.h), for as many values as the plane has at least.
+  template <bool filter, bool measure, class Fetch>
+  void weigh_rows(double* sums, Fetch fetch) {
+    share(row_strips_, [=](PlaneTransform& part, int begin, int end) {
+      part.template weigh_strips<filter, measure>(fetch, begin, end);
+    });
+    if constexpr (measure) {
+      double total = 0;  // in the strips' order, whatever the threads did
+      for (int strip = 0; strip < row_strips_; ++strip) total += strip_sums_[strip];
+      sums[0] = total / 4;  // forward_columns doubled every value
+    }
+  }
+
+  // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
+  // transformed back. The table must hold the weight times 1 / sqrt(2 height width). `fetch`: see weigh_rows.
+  template <class Fetch>
+  void noise_rows(Stream stream, uint64_t /* blocks to the next plane */, Fetch fetch) {
+    share(row_strips_, [=](PlaneTransform& part, int begin, int end) { part.noise_strips(stream, fetch, begin, end); });
+  }
+
+  // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(0, h, w, n, values).
+  // `fused`: from within the last stage, which pays as long as `write` touches nothing but one output.
+  template <bool fused, class Write>
+  void inverse_columns(Write write) {
+    share(column_strips_, [=](PlaneTransform& part, int begin, int end) {
+      part.template inverse_strips<fused>(write, begin, end);
+    });
+  }
+
+ private:
+  // Row k and its mirror -k of the packed columns, which are the same if it is real; for the packed row 0 and H / 2.
+  struct Rows {
+    Point<T>*here, *mirror;
+  };
+
+  // What one thread works on: a strip of columns, a prime's transform, the packed row's noise.
+  void take_buffers(void* memory) {
+    Carver carve(memory);
+    columns_ = carve.take<Point<T>>(height_ + 1);
+    prime_scratch_ = carve.take<Point<T>>(prime_points());
+    rows_ = carve.take<Rows>(row_strips_ * L);
+    bottom_noise_ = carve.take<T>(width_ + 2);
+    const auto row = [&](int k) { return columns_ + column_plan_.position[k % height_]; };
+    Point<T>* const zero = columns_ + height_;  // for lanes beyond the last row
+    for (int i = 0; i < row_strips_ * L; ++i) rows_[i] = {zero, zero};
+    for (int i = 0; i < spectrum_rows<T>(height_); ++i) {
+      const int k = spectrum_row(column_plan_, i);
+      rows_[i] = {row(k), row(height_ - k)};
+    }
+    if (packed_) rows_->mirror = row(height_ / 2);
+  }
+
+  int64_t buffer_bytes() const {
+    const int64_t bytes = (height_ + 1 + prime_points()) * int64_t(sizeof(Point<T>)) +
+                          row_strips_ * L * int64_t(sizeof(Rows)) + (width_ + 2) * int64_t(sizeof(T));
+    return (bytes + 63) / 64 * 64;  // what lies behind them is aligned, too
+  }
+
+  int prime_points() const {
+    return column_plan_.scratch > row_plan_.scratch ? column_plan_.scratch : row_plan_.scratch;
+  }
+
+  // Calls phase(part, begin, end) for ranges of n strips. Threads that share the plane have parts with buffers of their
+  // own; for them ranges count from the end, so that the one from 0 on, which may have more to do, is not the longest.
+  template <class Phase>
+  SAGD_INLINE void share(int n, Phase phase) {
+    if (!parallel_) return phase(*this, opaque(0), n);
+    hand_out(parallel_, n, [=, this](int64_t begin, int64_t end) {
+      PlaneTransform part = *this;
+      part.take_buffers(scratch(buffer_bytes(), Scratch::buffers));
+      phase(part, n - int(end), n - int(begin));
+    });
+  }
+
+  // The phases above on the strips [begin, end). Not inlined, so that there is one of each: see parallel.h.
+
+  template <class Read>
+  [[gnu::noinline]] void forward_strips(Read read, int begin, int end) {
+    for (int j0 = (end - 1) * L; j0 >= begin * L; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       if (many_registers && partners > 0) {
@@ -102,18 +187,15 @@ class PlaneTransform {
       }
       for (int strip = 0; strip < row_strips_; ++strip) separate(strip, j0);
     }
-    if (width_ % 2) {  // the missing partner's spectrum is zero, not what rounding left there
+    if (width_ % 2 && end == column_strips_) {  // the missing partner's spectrum is zero, not what rounding left there
       for (int strip = 0; strip < row_strips_; ++strip) spectrum_[strip * int64_t(pitch_) + width_] = Point<T>{};
     }
   }
 
-  // Row transforms and the weight; with `filter`, the inverse row transforms too, else the rows are left undefined.
-  // With `measure`, sums[0] becomes the sum over the full plane's bins of weight |F|^2, F the spectrum of what was read.
-  // Calls fetch(run, n) meanwhile (fetch.h), for as many values as the plane has at least.
+  // With `measure`, strip_sums_ becomes four times each strip's share of the sum.
   template <bool filter, bool measure, class Fetch>
-  [[gnu::noinline]] void weigh_rows(double* sums, Fetch fetch) {
-    double total = 0;
-    for (int strip = 0; strip < row_strips_; ++strip) {
+  [[gnu::noinline]] void weigh_strips(Fetch fetch, int begin, int end) {
+    for (int strip = begin; strip < end; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
       Vec<T> sum = {};
@@ -160,26 +242,25 @@ class PlaneTransform {
         }
       }
       if constexpr (measure) {
+        double total = 0;
         for (int i = 0; i < L; ++i) {
           total += (is_real_row(column_plan_, strip * L + i) ? 1 : 2) * (row_sums[i] + double(sum[i]));
         }
+        strip_sums_[strip] = total;
       }
     }
-    if constexpr (measure) sums[0] = total / 4;  // forward_columns doubled every value
   }
 
-  // The weighted spectrum of white noise from the stream's blocks (see random.py and docs/contract.md), rows
-  // transformed back. The table must hold the weight times 1 / sqrt(2 height width). `fetch`: see weigh_rows.
   template <class Fetch>
-  void noise_rows(Stream stream, uint64_t /* blocks to the next plane */, Fetch fetch) {
+  [[gnu::noinline]] void noise_strips(const Stream& stream, Fetch fetch, int begin, int end) {
     const int orbits = width_ / 2 + 1;
     const auto rows_apart = [&](int strip) {
       return words([&](int i) { return uint64_t(spectrum_row(column_plan_, strip * L + i)) * orbits; });
     };
-    if (packed_) draw_bottom(stream);
-    Words apart = rows_apart(0);
+    if (packed_ && begin == 0) draw_bottom(stream);
+    Words apart = rows_apart(begin);
     Normals<T> normals(stream, apart, uint64_t(height_) * orbits);
-    for (int strip = 0; strip < row_strips_; ++strip) {
+    for (int strip = begin; strip < end; ++strip) {
       Point<T>* x = spectrum_ + strip * int64_t(pitch_);
       const Vec<T>* weight = weight_.table + strip * int64_t(width_);
       const Vec<T> real = real_rows(strip);
@@ -204,12 +285,10 @@ class PlaneTransform {
     }
   }
 
-  // The inverse column transforms; the L values from (h, w) on, n of them real ones, go to write(0, h, w, n, values).
-  // `fused`: from within the last stage, which pays as long as `write` touches nothing but one output.
   template <bool fused, class Write>
-  void inverse_columns(Write write) {
-    // in the order of forward_columns: what is fetched while this plane is written is read in that order
-    for (int j0 = (packed_columns_ - 1) / L * L; j0 >= 0; j0 -= L) {
+  [[gnu::noinline]] void inverse_strips(Write write, int begin, int end) {
+    // in the order of forward_strips: what is fetched while this plane is written is read in that order
+    for (int j0 = (end - 1) * L; j0 >= begin * L; j0 -= L) {
       const int n = packed_columns_ - j0 < L ? packed_columns_ - j0 : L;
       const int partners = width_ - packed_columns_ - j0 < n ? width_ - packed_columns_ - j0 : n;
       for (int strip = 0; strip < row_strips_; ++strip) join(strip, j0);
@@ -233,12 +312,6 @@ class PlaneTransform {
       }
     }
   }
-
- private:
-  // Row k and its mirror -k of the packed columns, which are the same if it is real; for the packed row 0 and H / 2.
-  struct Rows {
-    Point<T>*here, *mirror;
-  };
 
   // One tile of columns j0 ..: Z = A + i B on the full column -> twice the half spectra A and B, transposed.
   SAGD_INLINE void separate(int strip, int j0) {
@@ -331,13 +404,18 @@ class PlaneTransform {
 
   static constexpr T root2 = T(1.41421356237309504880);
 
+  Parallel parallel_;
   int height_, width_, packed_columns_;
   bool packed_;  // row 0
-  int row_strips_, pitch_;
+  int column_strips_, row_strips_, pitch_;
   const Plan<T>&column_plan_, &row_plan_;
-  Point<T>*spectrum_, *columns_, *prime_scratch_;
-  Rows* rows_;
+  // shared
+  Point<T>* spectrum_;
   WeightTable<T> weight_;
+  double* strip_sums_;
+  // a thread's own
+  Point<T>*columns_, *prime_scratch_;
+  Rows* rows_;
   T* bottom_noise_;
 };
 

@@ -5,7 +5,7 @@
 
 namespace sagd {
 
-enum class Scratch { transform, weights, input, target };
+enum class Scratch { transform, buffers, weights, input, target };
 
 // This thread's scratch memory of at least `bytes` for one purpose, 64-byte aligned; it grows to the largest request
 // and is kept until the thread ends. One user at a time.

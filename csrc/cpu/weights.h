@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/job.h"
+#include "cpu/parallel.h"
 #include "cpu/plan.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
@@ -57,17 +58,18 @@ struct WeightTable {
   int64_t kept;  // with inverse_square: bins of the full plane with w > 0
 };
 
-// `weight` is [height, width / 2 + 1] with any strides; every entry is multiplied by `factor`.
+// The table's strips [begin, end), the packed row with strip 0; adds to `kept`. `weight` is [height, width / 2 + 1]
+// with any strides; every entry is multiplied by `factor`.
 template <WeightMap map, class T>
-void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride, const Plan<T>& column_plan,
-          const Plan<T>& row_plan, T factor) {
+[[gnu::noinline]] void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t column_stride,
+                            const Plan<T>& column_plan, const Plan<T>& row_plan, T factor, int begin, int end) {
   constexpr int L = lanes<T>;
   constexpr bool count_kept = map == WeightMap::inverse_square;
   const int height = column_plan.length, width = row_plan.length;
   const int rows = spectrum_rows<T>(height), columns = width / 2 + 1;
 
   double kept = 0;  // bins with w > 0
-  for (int k0 = 0; k0 < rows; k0 += L) {
+  for (int k0 = begin * L; k0 < rows && k0 < end * L; k0 += L) {
     const int strip_rows = rows - k0 < L ? rows - k0 : L;
     Vec<T> count = {};
     Vec<T>* strip = to.table + k0 / L * int64_t(width);
@@ -106,7 +108,7 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
       for (int i = 0; i < L; ++i) kept += (is_real_row(column_plan, k0 + i) ? 1 : 2) * double(count[i]);
     }
   }
-  if (packs_row<T>(height)) {
+  if (packs_row<T>(height) && begin == 0) {
     for (int l = 0; l < columns; ++l) {
       const int here = row_plan.position[l], mirror = row_plan.mirror[here];
       const T top = weight[l * column_stride], bottom = weight[height / 2 * row_stride + l * column_stride];
@@ -115,7 +117,7 @@ void fill(WeightTable<T>& to, const T* weight, int64_t row_stride, int64_t colum
       if constexpr (count_kept) kept += bottom > 0 ? here == mirror ? 1 : 2 : 0;
     }
   }
-  to.kept = int64_t(kept);
+  __atomic_fetch_add(&to.kept, int64_t(kept), __ATOMIC_RELAXED);
 }
 
 // A table for each weight of a call, so that weights which take turns (one for each channel) are brought into order

@@ -57,6 +57,9 @@ struct Factors {
   BatchIndex batch;
 };
 
+// Calls f(begin, end, context) for ranges that make up [0, n), on several threads at once; returns when all are done.
+using Parallel = void (*)(int64_t n, void (*f)(int64_t begin, int64_t end, void* context), void* context);
+
 // One call of an operator on `planes` planes of height x width. Outputs are contiguous. The weight is float32, or
 // float64 if the planes are; input, target and outputs share `dtype`.
 struct Job {
@@ -71,6 +74,7 @@ struct Job {
   void* output = nullptr;
   void* noise = nullptr;        // add_noise: the noise itself; output is the noisy input
   double* plane_loss = nullptr;  // whitened_mse: one mean per plane
+  Parallel parallel = nullptr;   // CPU: who shares each plane; null: this thread has it for itself
 };
 
 }  // namespace sagd
