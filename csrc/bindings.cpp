@@ -14,6 +14,9 @@ constexpr int64_t values_per_task = 1 << 14;
 // phases, and a quarter of their work, because half of what they read is in another's cache.
 constexpr int64_t pixels_to_share = 1 << 14;
 
+// Planes whose spectrum takes this many bytes are all shared: one for each thread would be too much for the caches.
+constexpr int64_t spectrum_to_share = 1 << 22;
+
 struct Cpu {
   Device device{torch::headeronly::DeviceType::CPU, 0};
 
@@ -53,13 +56,15 @@ struct Cpu {
     kernel(last, whole, job.planes);
   }
 
-  // How many planes, the last ones, the threads share: those that are left when all threads have had equally many, if
-  // together they take them one by one in less time than a single thread takes for one.
+  // How many planes, the last ones, the threads share: all that are large; else those that are left when all threads have
+  // had equally many, if together they take them one by one in less time than a single thread takes for one.
   static int64_t shared_planes(const Job& job) {
     const int64_t pixels = job.height * job.width;
     if (pixels < pixels_to_share) return 0;
-    const int64_t threads = torch::stable::get_num_threads(), left = job.planes % threads;
-    const int64_t shares = std::min(threads, kernels().shares(job));
+    const int64_t threads = torch::stable::get_num_threads(), shares = std::min(threads, kernels().shares(job));
+    const int64_t spectrum = pixels * (job.dtype == Dtype::float64 ? sizeof(double) : sizeof(float));
+    if (threads > 1 && shares == threads && spectrum >= spectrum_to_share) return job.planes;
+    const int64_t left = job.planes % threads;
     return left * (pixels / shares * 5 / 4 + pixels_to_share) <= pixels ? left : 0;
   }
 
