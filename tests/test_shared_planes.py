@@ -201,7 +201,7 @@ def test_an_error_on_any_thread_is_raised():
         """
 import resource, torch, sagd_kernels as sagd
 
-planes, weight = torch.randn(1 << 17, 64), torch.rand(1 << 17, 33)
+planes, weight = torch.randn(1 << 17, 70), torch.rand(1 << 17, 36)
 torch.set_num_threads(1)
 expected = sagd.spectral_filter(planes, weight)
 again = sagd.spectral_filter(planes, weight)

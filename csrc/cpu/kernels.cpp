@@ -344,15 +344,17 @@ template <class T, bool in_lanes, class F>
 void with_transform(const Job& job, F&& f) {
   if (job.height * job.width <= max_bundled_pixels) return f.template operator()<BundleTransform<T>>();
   if constexpr (in_lanes && lanes<T> == 16) {
-    if (LaneTransform<T, 1>::fits(job.height, job.width)) return f.template operator()<LaneTransform<T, 1>>();
-    if (LaneTransform<T, 2>::fits(job.height, job.width)) return f.template operator()<LaneTransform<T, 2>>();
+    if (LaneTransform<T, 1>::fits(job)) return f.template operator()<LaneTransform<T, 1>>();
+    if (LaneTransform<T, 2>::fits(job)) return f.template operator()<LaneTransform<T, 2>>();
   }
   f.template operator()<PlaneTransform<T>>();
 }
 
-// Threads divide a plane by strips of columns and of rows (PlaneTransform).
+// Threads divide a plane by strips of columns and of rows; LaneTransform has too few of columns.
 int64_t shares(const Job& job) {
-  const int64_t strip = 2 * (job.dtype == Dtype::float64 ? lanes<double> : lanes<float>);
+  const bool doubles = job.dtype == Dtype::float64;
+  if (!doubles && (LaneTransform<float, 1>::fits(job) || LaneTransform<float, 2>::fits(job))) return 1;
+  const int64_t strip = 2 * (doubles ? lanes<double> : lanes<float>);
   const int64_t side = job.height < job.width ? job.height : job.width;
   return (side + strip - 1) / strip;
 }

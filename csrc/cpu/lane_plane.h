@@ -23,6 +23,7 @@
 
 #include "cpu/fetch.h"
 #include "cpu/fft.h"
+#include "cpu/job.h"
 #include "cpu/lane_quad.h"
 #include "cpu/scratch.h"
 #include "cpu/weights.h"
@@ -45,9 +46,9 @@ class LaneTransform {
   static constexpr int planes = 1;  // at a time
 
   // Whether planes of this size can be transformed so.
-  static bool fits(int64_t height, int64_t width) {
-    if (L != 16 || width != W) return false;
-    const Plan<T>& columns = plan<T>(int(height));
+  static bool fits(const Job& job) {
+    if (L != 16 || job.width != W) return false;
+    const Plan<T>& columns = plan<T>(int(job.height));
     if (columns.stages < 2) return false;
     const Stage<T>& last = columns.stage[columns.stages - 1];
     return (last.radix == 4 || last.radix == 8) && last.blocks % 2 == 0;
