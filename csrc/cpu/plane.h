@@ -173,10 +173,8 @@ class PlaneTransform {
           return Point<T>{read(0, h, j0, n), read(0, h, partner, partners)};
         });
       } else {
-        for (int h = 0; h < height_; ++h) {
-          columns_[h].re = read(0, h, j0, n);
-          columns_[h].im = partners > 0 ? read(0, h, j0 + packed_columns_, partners) : Vec<T>{};
-        }
+        if (partners == L) read_strip(read, j0, L, L);
+        else read_strip(read, j0, n, partners);
         forward(column_plan_, columns_, prime_scratch_);
       }
       columns_[height_] = Point<T>{};
@@ -305,11 +303,27 @@ class PlaneTransform {
         });
       } else {
         inverse(column_plan_, columns_, prime_scratch_);
-        for (int h = 0; h < height_; ++h) {
-          write(0, h, j0, n, columns_[h].re);
-          if (partners > 0) write(0, h, j0 + packed_columns_, partners, columns_[h].im);
-        }
+        if (partners == L) write_strip(write, j0, L, L);
+        else write_strip(write, j0, n, partners);
       }
+    }
+  }
+
+  // The columns j0 .. as they are, n of them with so many partners. Where both are L, the caller says so: the loop then
+  // has no test for it.
+  template <class Read>
+  SAGD_INLINE void read_strip(Read read, int j0, int n, int partners) {
+    for (int h = 0; h < height_; ++h) {
+      columns_[h].re = read(0, h, j0, n);
+      columns_[h].im = partners > 0 ? read(0, h, j0 + packed_columns_, partners) : Vec<T>{};
+    }
+  }
+
+  template <class Write>
+  SAGD_INLINE void write_strip(Write write, int j0, int n, int partners) {
+    for (int h = 0; h < height_; ++h) {
+      write(0, h, j0, n, columns_[h].re);
+      if (partners > 0) write(0, h, j0 + packed_columns_, partners, columns_[h].im);
     }
   }
 

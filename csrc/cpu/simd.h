@@ -8,8 +8,10 @@
 #include <type_traits>
 #include <utility>
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "cpu/job.h"
@@ -144,75 +146,163 @@ SAGD_INLINE Vec<T> broadcast(T x) {
   return Vec<T>{} + x;
 }
 
+// The bits of a stored value, and as many of them as a vector of what they are computed in has lanes.
 template <class S>
-SAGD_INLINE Vec<Compute<S>> load(const S* from) {
-  using T = Compute<S>;
-  Vec<T> v;
-  if constexpr (std::is_same_v<S, T>) {
-    std::memcpy(&v, from, sizeof v);
+using Bits = std::conditional_t<sizeof(S) == 2, uint16_t, S>;
+template <class S>
+struct PackedOf {
+  typedef Bits<S> type __attribute__((vector_size(lanes<Compute<S>> * sizeof(S))));
+};
+template <class S>
+using Packed = typename PackedOf<S>::type;
+
+template <class S>
+SAGD_INLINE Vec<Compute<S>> unpack(Packed<S> packed) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return packed;
   } else if constexpr (std::is_same_v<S, BFloat16>) {
-    typedef uint16_t Packed __attribute__((vector_size(vector_bytes / 2)));
-    Packed packed;
-    std::memcpy(&packed, from, sizeof packed);
-    v = (Vec<float>)(__builtin_convertvector(packed, Vec<uint32_t>) << 16);
-#if defined(__AVX512F__)
-  } else if constexpr (std::is_same_v<S, Half>) {
-    v = (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256((const __m256i*)from));
-#elif defined(__F16C__)
-  } else if constexpr (std::is_same_v<S, Half>) {
-    v = (Vec<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)from));
-#endif
+    return (Vec<float>)(__builtin_convertvector(packed, Vec<uint32_t>) << 16);
   } else {
-    for (int i = 0; i < lanes<T>; ++i) v[i] = widen(from[i]);
+#if defined(__AVX512F__)
+    return (Vec<float>)_mm512_maskz_cvtph_ps(0xffff, (__m256i)packed);
+#elif defined(__F16C__)
+    return (Vec<float>)_mm256_cvtph_ps((__m128i)packed);
+#elif defined(__aarch64__)
+    return (Vec<float>)vcvt_f32_f16((float16x4_t)packed);
+#else
+    Vec<float> v;
+    for (int i = 0; i < lanes<float>; ++i) v[i] = widen(Half{packed[i]});
+    return v;
+#endif
   }
-  return v;
 }
 
 template <class S>
-SAGD_INLINE void store(S* to, Vec<Compute<S>> v) {
-  using T = Compute<S>;
-  if constexpr (std::is_same_v<S, T>) {
-    std::memcpy(to, &v, sizeof v);
+SAGD_INLINE Packed<S> pack(Vec<Compute<S>> v) {
+  if constexpr (std::is_same_v<S, Compute<S>>) {
+    return v;
   } else if constexpr (std::is_same_v<S, BFloat16>) {
     const Vec<uint32_t> b = (Vec<uint32_t>)v;
     const Vec<uint32_t> rounded = (b + 0x7fff + (b >> 16 & 1)) >> 16, quiet = b >> 16 | 0x40;
     const Vec<uint32_t> half = v != v ? quiet : rounded;  // NaN stays NaN
-    typedef uint16_t Packed __attribute__((vector_size(vector_bytes / 2)));
-    const Packed packed = __builtin_convertvector(half, Packed);
-    std::memcpy(to, &packed, sizeof packed);
-#if defined(__AVX512F__)
-  } else if constexpr (std::is_same_v<S, Half>) {
-    _mm256_storeu_si256((__m256i*)to, _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT));
-#elif defined(__F16C__)
-  } else if constexpr (std::is_same_v<S, Half>) {
-    _mm_storeu_si128((__m128i*)to, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
-#endif
+    return __builtin_convertvector(half, Packed<S>);
   } else {
-    for (int i = 0; i < lanes<T>; ++i) to[i] = narrow<S>(v[i]);
+#if defined(__AVX512F__)
+    return (Packed<S>)_mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+    return (Packed<S>)_mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+    return (Packed<S>)vcvt_f16_f32((float32x4_t)v);
+#else
+    Packed<S> packed;
+    for (int i = 0; i < lanes<float>; ++i) packed[i] = narrow<Half>(v[i]).bits;
+    return packed;
+#endif
   }
 }
+
+template <class S>
+SAGD_INLINE Vec<Compute<S>> load(const S* from) {
+  Packed<S> packed;
+  std::memcpy(&packed, from, sizeof packed);
+  return unpack<S>(packed);
+}
+
+template <class S>
+SAGD_INLINE void store(S* to, Vec<Compute<S>> v) {
+  const Packed<S> packed = pack<S>(v);
+  std::memcpy(to, &packed, sizeof packed);
+}
+
+namespace detail {
+
+// A vector's halves.
+template <class V>
+struct HalvesOf {
+  using Value = std::remove_cvref_t<decltype(V{}[0])>;
+  typedef Value type __attribute__((vector_size(sizeof(V) / 2)));
+  static constexpr int n = sizeof(type) / sizeof(Value);
+};
+template <class V>
+using HalfVector = typename HalvesOf<V>::type;
+
+template <class V, int... i>
+SAGD_INLINE HalfVector<V> lower(V v, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(v, v, i...);
+}
+template <class V, int... i>
+SAGD_INLINE HalfVector<V> upper(V v, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(v, v, (HalvesOf<V>::n + i)...);
+}
+template <class V, int... i>
+SAGD_INLINE V joined(HalfVector<V> lower, HalfVector<V> upper, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(lower, upper, i...);
+}
+
+// The first n values, 0 <= n < their number, in pieces of half the size, a quarter ... To load what was just stored in
+// smaller pieces would make the processor wait.
+template <class V, class Value>
+SAGD_INLINE V load_pieces(const Value* from, int n) {
+  constexpr int half = sizeof(V) / sizeof(Value) / 2;
+  if constexpr (half == 0) {
+    return V{};
+  } else {
+    using H = HalfVector<V>;
+    H piece = {};
+    if (n & half) std::memcpy(&piece, from, sizeof piece);
+    const H rest = load_pieces<H>(from + (n & half), n & (half - 1));
+    constexpr auto all = std::make_integer_sequence<int, 2 * half>{};
+    return n & half ? joined<V>(piece, rest, all) : joined<V>(rest, H{}, all);
+  }
+}
+
+template <class V, class Value>
+SAGD_INLINE void store_pieces(Value* to, V v, int n) {
+  constexpr int half = sizeof(V) / sizeof(Value) / 2;
+  if constexpr (half > 0) {
+    constexpr auto of_half = std::make_integer_sequence<int, half>{};
+    HalfVector<V> rest = lower(v, of_half);
+    if (n & half) {
+      std::memcpy(to, &rest, sizeof rest);
+      rest = upper(v, of_half);
+    }
+    store_pieces(to + (n & half), rest, n & (half - 1));
+  }
+}
+
+}  // namespace detail
 
 // The first n values (0 < n <= lanes), the other lanes zero.
 template <class S>
 SAGD_INLINE Vec<Compute<S>> load_first(const S* from, int n) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), from);
-#endif
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (std::is_same_v<S, float>) return (Vec<float>)_mm512_maskz_loadu_ps(__mmask16(mask), from);
+  if constexpr (std::is_same_v<S, double>) return (Vec<double>)_mm512_maskz_loadu_pd(__mmask8(mask), from);
+  if constexpr (sizeof(S) == 2) return unpack<S>((Packed<S>)_mm256_maskz_loadu_epi16(__mmask16(mask), from));
+#else
   if (n >= lanes<Compute<S>>) return load(from);
-  S padded[lanes<Compute<S>>] = {};
-  std::memcpy(padded, from, n * sizeof(S));
-  return load(padded);
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<S, float>) {
+    const Vec<int32_t> lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return (Vec<float>)_mm256_maskload_ps(from, (__m256i)(lane < n));
+  }
+#endif
+  return unpack<S>(detail::load_pieces<Packed<S>>(reinterpret_cast<const Bits<S>*>(from), n));
+#endif
 }
 
 template <class S>
 SAGD_INLINE void store_first(S* to, Vec<Compute<S>> v, int n) {
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<S, float>) return _mm512_mask_storeu_ps(to, __mmask16((1u << n) - 1), (__m512)v);
-#endif
+  const uint32_t mask = (1u << n) - 1;
+  if constexpr (std::is_same_v<S, float>) return _mm512_mask_storeu_ps(to, __mmask16(mask), (__m512)v);
+  if constexpr (std::is_same_v<S, double>) return _mm512_mask_storeu_pd(to, __mmask8(mask), (__m512d)v);
+  if constexpr (sizeof(S) == 2) return _mm256_mask_storeu_epi16(to, __mmask16(mask), (__m256i)pack<S>(v));
+#else
   if (n >= lanes<Compute<S>>) return store(to, v);
-  S padded[lanes<Compute<S>>];
-  store(padded, v);
-  std::memcpy(to, padded, n * sizeof(S));
+  detail::store_pieces(reinterpret_cast<Bits<S>*>(to), pack<S>(v), n);
+#endif
 }
 
 // The first n values at a stride.
@@ -233,6 +323,10 @@ SAGD_INLINE Vec<float> square_root(Vec<float> x) {
   return (Vec<float>)_mm512_maskz_sqrt_ps(0xffff, (__m512)x);
 #elif defined(__AVX2__)
   return (Vec<float>)_mm256_sqrt_ps((__m256)x);
+#elif defined(__x86_64__)
+  return (Vec<float>)_mm_sqrt_ps((__m128)x);
+#elif defined(__aarch64__)
+  return (Vec<float>)vsqrtq_f32((float32x4_t)x);
 #else
   for (int i = 0; i < lanes<float>; ++i) x[i] = __builtin_sqrtf(x[i]);
   return x;
