@@ -37,13 +37,13 @@ template <int R, bool inverse, bool twiddled, class T, class Get, class Put>
 SAGD_INLINE void butterfly(const T* w, Get get, Put put) {
   const T* const same = many_registers ? opaque(w) : w;
   Point<T> v[R];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int m = 0; m < R; ++m) {
     v[m] = loaded(get(m));
     if (inverse && twiddled && m > 0) v[m] = twiddle<true>(v[m], w + 2 * m - 2, same + 2 * m - 2);
   }
   Butterfly<R, inverse, T, Vec<T>>::run(v);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
   for (int m = 0; m < R; ++m) {
     if (!inverse && twiddled && m > 0) v[m] = twiddle<false>(v[m], w + 2 * m - 2, same + 2 * m - 2);
     put(m, v[m]);
@@ -160,9 +160,22 @@ SAGD_INLINE void with_radix(int radix, F&& f) {
   }
 }
 
+// The same for larger primes, if the radix is one of those.
+template <class F>
+SAGD_INLINE bool with_large_prime(int radix, F&& f) {
+  switch (radix) {
+    case 11: f.template operator()<11>(); return true;
+    case 13: f.template operator()<13>(); return true;
+    case 17: f.template operator()<17>(); return true;
+    case 19: f.template operator()<19>(); return true;
+    default: return false;
+  }
+}
+
 template <bool inverse_, class T>
 void run_stage(const Stage<T>& stage, Point<T>* x, Point<T>* scratch) {
   if (stage.prime) return prime_stage<inverse_>(stage, x, scratch);
+  if (with_large_prime(stage.radix, [&]<int R>() { butterfly_stage<R, inverse_>(stage, x); })) return;
   with_radix(stage.radix, [&]<int R>() { butterfly_stage<R, inverse_>(stage, x); });
 }
 
@@ -216,17 +229,23 @@ SAGD_INLINE void inverse(const Plan<T>& plan, int stages, Point<T>* x, Point<T>*
 
 // ---- forward, a pointwise step, inverse: the last forward stage, the step and the first inverse stage in one pass
 
+// Whether a stage can be part of that. Large primes come last in their own powers only, too seldom for so much code.
+template <class T>
+bool fuses(const Stage<T>& stage) {
+  return !stage.prime && !with_large_prime(stage.radix, []<int>() {});
+}
+
 template <int R, class T, class Pointwise>
 void fused_stage(const Stage<T>& stage, Point<T>* x, Pointwise&& pointwise) {
   for (int at = 0; at < stage.blocks * R; at += R) {
     Point<T> v[R];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) v[m] = loaded(x[at + m]);
     Butterfly<R, false, T, Vec<T>>::run(v);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) v[m] = pointwise(at + m, v[m]);
     Butterfly<R, true, T, Vec<T>>::run(v);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) x[at + m] = v[m];
   }
 }
@@ -235,7 +254,7 @@ void fused_stage(const Stage<T>& stage, Point<T>* x, Pointwise&& pointwise) {
 template <class T, class Pointwise>
 void convolve(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& pointwise) {
   const int last = plan.stages - 1;
-  if (last < 0 || plan.stage[last].prime) {
+  if (last < 0 || !fuses(plan.stage[last])) {
     forward(plan, x, scratch);
     for (int i = 0; i < plan.length; ++i) x[i] = pointwise(i, x[i]);
     return inverse(plan, x, scratch);
@@ -254,27 +273,27 @@ void fused_pair_stage(const Plan<T>& plan, Point<T>* x, Pointwise&& pointwise) {
     const int back = at == 0 ? 0 : plan.mirror[at] - (R - 1);
     if (back < at) continue;
     Point<T> v[R], negative[R], y[R];
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) v[m] = loaded(x[at + m]);
     Butterfly<R, false, T, Vec<T>>::run(v);
     if (at == 0) {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int m = 0; m < R; ++m) negative[m] = v[(m + 1) % R];
     } else {
-#pragma GCC unroll 16
+#pragma GCC unroll 32
       for (int m = 0; m < R; ++m) negative[m] = loaded(x[back + m]);
       Butterfly<R, false, T, Vec<T>>::run(negative);
     }
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) y[m] = pointwise(at + m, v[m], negative[R - 1 - m]);
     Butterfly<R, true, T, Vec<T>>::run(y);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) x[at + m] = y[m];
     if (back == at) continue;
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) y[m] = pointwise(back + m, negative[m], v[R - 1 - m]);
     Butterfly<R, true, T, Vec<T>>::run(y);
-#pragma GCC unroll 16
+#pragma GCC unroll 32
     for (int m = 0; m < R; ++m) x[back + m] = y[m];
   }
 }
@@ -283,7 +302,7 @@ void fused_pair_stage(const Plan<T>& plan, Point<T>* x, Pointwise&& pointwise) {
 template <class T, class Pointwise>
 void convolve_pairs(const Plan<T>& plan, Point<T>* x, Point<T>* scratch, Pointwise&& pointwise) {
   const int last = plan.stages - 1;
-  if (last < 0 || plan.stage[last].prime) {
+  if (last < 0 || !fuses(plan.stage[last])) {
     forward(plan, x, scratch);
     for (int i = 0; i < plan.length; ++i) {
       const int mirror = plan.mirror[i];

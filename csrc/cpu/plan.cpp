@@ -25,7 +25,9 @@ struct Radix {
 };
 
 // The butterflies of sagd/butterflies.h, largest first.
-constexpr Radix butterflies[] = {{12, 8}, {10, 8}, {8, 6.75}, {7, 8}, {6, 6}, {5, 6}, {4, 4}, {3, 4}, {2, 2}};
+constexpr Radix butterflies[] = {{19, 20}, {17, 18}, {13, 14}, {12, 8}, {11, 12}, {10, 8}, {8, 6.75},
+                                 {7, 8},   {6, 6},   {5, 6},   {4, 4},  {3, 4},   {2, 2}};
+constexpr int butterfly_primes[] = {2, 3, 5, 7, 11, 13, 17, 19};
 
 // A stage also multiplies by twiddle factors, loads and stores: worth about this many operations per point.
 constexpr double pass_cost = 10;
@@ -44,7 +46,17 @@ struct Factors {
   std::vector<int> radices;
 };
 
-// The cheapest product of butterflies that makes n = 2^a 3^b 5^c 7^d; radices descend.
+// n without the factors that have a butterfly.
+int without_butterflies(int n) {
+  for (int p : butterfly_primes) {
+    while (n % p == 0) n /= p;
+  }
+  return n;
+}
+
+bool is_smooth(int n) { return without_butterflies(n) == 1; }
+
+// The cheapest product of butterflies that makes a smooth n; radices descend.
 Factors cheapest(int n, int largest = butterflies[0].radix) {
   if (n == 1) return {};
   Factors best{std::numeric_limits<double>::infinity(), {}};
@@ -63,14 +75,10 @@ Factors cheapest(int n, int largest = butterflies[0].radix) {
 // the last stage, which the filter fuses with its inverse, needs few registers.
 std::vector<int> factorize(int n) {
   std::vector<int> radices;
-  for (int p = 11; n > 1; p += 2) {
-    int smooth = n;
-    for (int q : {2, 3, 5, 7}) {
-      while (smooth % q == 0) smooth /= q;
-    }
-    if (smooth == 1) break;
-    if (p * int64_t(p) > smooth) p = smooth;
-    for (; smooth % p == 0; smooth /= p, n /= p) radices.insert(radices.begin(), p);
+  int large = without_butterflies(n);  // primes without a butterfly, all above 19
+  for (int p = 23; large > 1; p += 2) {
+    if (p * int64_t(p) > large) p = large;
+    for (; large % p == 0; large /= p, n /= p) radices.insert(radices.begin(), p);
   }
   const std::vector<int> rest = cheapest(n).radices;
   radices.insert(radices.end(), rest.begin(), rest.end());
@@ -134,13 +142,6 @@ const T* keep_pairs(const std::vector<Complex>& values) {
   std::vector<double> pairs;
   for (Complex v : values) pairs.insert(pairs.end(), {v.real(), v.imag()});
   return keep<T>(pairs);
-}
-
-bool is_smooth(int n) {
-  for (int p : {2, 3, 5, 7}) {
-    while (n % p == 0) n /= p;
-  }
-  return n == 1;
 }
 
 template <class T>

@@ -44,7 +44,7 @@ struct Circle {
 // Odd primes, dense: the points n and R - n enter by their sum and difference, so every product is real.
 template <int R, bool inverse, class T, class V>
 struct Butterfly {
-  static_assert(R == 3 || R == 5 || R == 7);
+  static_assert(R == 3 || R == 5 || R == 7 || R == 11 || R == 13 || R == 17 || R == 19);
   static SAGD_INLINE void run(Complex<V>* x) {
     constexpr int half = R / 2;
     constexpr detail::Circle<R> circle;  // a local one: device code cannot reach a variable of the host
