@@ -6,7 +6,7 @@ namespace sagd {
 template <class T>
 struct Plan;
 
-// A prime length above 7: dense while that is cheapest, else a cyclic convolution by shorter transforms.
+// A prime length above 19: dense while that is cheapest, else a cyclic convolution by shorter transforms.
 enum class PrimeMethod { dense, rader, bluestein };
 
 template <class T>
