@@ -86,6 +86,10 @@ inline void check_size(const char* name, Sizes size) {
   STD_TORCH_CHECK(height > 0 && width > 0, name, ": expected planes of at least 1 x 1, got ", to_string(size));
   STD_TORCH_CHECK(height < (1 << 24) && width < (1 << 24) && height * width < (int64_t(1) << 30), name,
                   ": expected planes of less than 2^30 values, got ", to_string(size));
+  int64_t values = 1;
+  bool fits = true;
+  for (int64_t n : size) fits = fits && !__builtin_mul_overflow(values, std::max<int64_t>(n, 1), &values);
+  STD_TORCH_CHECK(fits && values < (int64_t(1) << 60), name, ": expected less than 2^60 values, got ", to_string(size));
 }
 
 inline std::string device_name(torch::headeronly::DeviceType type, int index) {
@@ -223,6 +227,9 @@ inline Tensor describe_keys(Job& job, const Tensor& key, Sizes size, int64_t pla
   return contiguous;
 }
 
+// What the last error of a function of torch's shim says; null before torch 2.13, which writes it to stderr.
+extern "C" __attribute__((weak, visibility("default"))) const char* torch_exception_get_what_without_backtrace();
+
 // A new contiguous tensor of an aoti_torch_dtype. The shim's function is called directly: through the dispatcher it
 // would take as long as a small plane's transform.
 inline Tensor empty(Sizes size, int32_t type, Device device) {
@@ -230,8 +237,14 @@ inline Tensor empty(Sizes size, int32_t type, Device device) {
   int64_t stride = 1;
   for (size_t d = size.size(); d-- > 0; stride *= std::max<int64_t>(size[d], 1)) strides[d] = stride;
   AtenTensorHandle handle = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(int64_t(size.size()), size.data(), strides.data(), type,
-                                                  int32_t(device.type), device.index, &handle));
+  const auto failed = aoti_torch_empty_strided(int64_t(size.size()), size.data(), strides.data(), type,
+                                               int32_t(device.type), device.index, &handle);
+  if (failed) {
+    const bool told = torch_exception_get_what_without_backtrace != nullptr;
+    STD_TORCH_CHECK(false, "cannot allocate a tensor of size ", to_string(size), " on ",
+                    device_name(device.type, device.index), ": ",
+                    told ? torch_exception_get_what_without_backtrace() : "torch says why on stderr");
+  }
   return Tensor(handle);
 }
 

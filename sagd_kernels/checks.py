@@ -76,7 +76,8 @@ def floating(name: str, dtype: torch.dtype) -> None:
     _check(dtype in DTYPES, f"{name}: expected float32, float64, bfloat16 or float16, got {dtype}")
 
 
-def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
+def _check_kind(name: str, tensor: Tensor, device: torch.device) -> None:
+    _check(tensor.layout == torch.strided, f"{name}: expected a dense tensor, got layout {tensor.layout}")
     _check(
         tensor.device == device,
         f"{name}: expected a tensor on {device}, the device of the other arguments, got {tensor.device}",
@@ -84,7 +85,7 @@ def _check_device(name: str, tensor: Tensor, device: torch.device) -> None:
 
 
 def _check_weight(weight: Tensor, size: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
-    _check_device("weight", weight, device)
+    _check_kind("weight", weight, device)
     expected = weight_dtype(dtype)
     _check(weight.dtype == expected, f"weight: expected {expected}, got {weight.dtype}")
     batch, height, columns = list(size[:-2]), size[-2], size[-1] // 2 + 1
@@ -99,7 +100,7 @@ def _check_weight(weight: Tensor, size: Sequence[int], dtype: torch.dtype, devic
 
 
 def _check_scale(name: str, scale: Tensor, size: Sequence[int], device: torch.device) -> None:
-    _check_device(name, scale, device)
+    _check_kind(name, scale, device)
     floating(name, scale.dtype)
     batch = list(size[:-2])
     fits = scale.ndim <= len(size)
@@ -111,7 +112,7 @@ def _check_scale(name: str, scale: Tensor, size: Sequence[int], device: torch.de
 
 
 def _check_key(key: Tensor, size: Sequence[int], plane_offset: int, device: torch.device) -> None:
-    _check_device("key", key, device)
+    _check_kind("key", key, device)
     _check(
         key.dtype == torch.uint64 and key.ndim > 0 and key.shape[-1] == 2,
         f"key: expected a uint64 tensor [..., 2], got {key.dtype} {list(key.shape)}",
@@ -126,6 +127,7 @@ def _check_key(key: Tensor, size: Sequence[int], plane_offset: int, device: torc
 
 
 def spectral_filter(input, weight, scale=None) -> None:
+    _check_kind("input", input, input.device)
     _check_size("input", input.shape)
     floating("input", input.dtype)
     _check_weight(weight, input.shape, input.dtype, input.device)
@@ -151,8 +153,9 @@ def add_noise(input, key, weight, signal_scale, noise_scale, *, plane_offset=0) 
 
 
 def whitened_mse(input, target, weight, with_residual) -> None:
+    _check_kind("input", input, input.device)
     _check_size("input", input.shape)
-    _check_device("target", target, input.device)
+    _check_kind("target", target, input.device)
     shape = list(input.shape)
     _check(target.shape == input.shape, f"target: expected the shape of input {shape}, got {list(target.shape)}")
     _check(target.dtype == input.dtype, f"target: expected the dtype of input {input.dtype}, got {target.dtype}")

@@ -1,5 +1,7 @@
 """Which backend computes a call on CUDA tensors, and that `explain` says so. No GPU is needed to choose one."""
 
+import re
+
 import pytest
 import torch
 from conftest import random_weight
@@ -56,6 +58,23 @@ def test_the_first_that_is_able_computes(operator, side, called, monkeypatch):
         unable_but(monkeypatch, *able)
         backends.on_cuda(operator)(*CALLS[operator](side))
         assert called.pop() == able[0] and not called
+
+
+def test_a_gpu_without_room_raises_the_error_that_trainers_catch(monkeypatch):
+    unable_but(monkeypatch, "cuda")
+    run = backends.on_cuda("spectral_filter")
+    for said, kind in (
+        ("empty, csrc/arguments.h:1, CUDA out of memory.", torch.OutOfMemoryError),
+        ("other", RuntimeError),
+    ):
+
+        def fail(*args, said=said):
+            raise RuntimeError(said)
+
+        monkeypatch.setattr(backends._backend("cuda"), "spectral_filter", fail)
+        with pytest.raises(RuntimeError, match=re.escape(said)) as error:
+            run(*CALLS["spectral_filter"](16))
+        assert type(error.value) is kind
 
 
 def test_the_environment_forces_one(called, monkeypatch):

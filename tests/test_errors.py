@@ -200,6 +200,34 @@ def test_planes_too_large_to_count():
         assert message(spectral_filter(planes, weight)) == expected
 
 
+def test_batches_too_large_to_count():
+    for size in ((2**40, 2**40, 8, 6), (2**57, 8, 6), (2**57, 0, 8, 6)):
+        assert message(shaped_noise(size=size)) == f"size: expected less than 2^60 values, got {list(size)}"
+
+
+def test_a_result_that_memory_has_no_room_for():
+    size = (2**20, 2**20, 8, 6)
+    assert message(shaped_noise(size=size, scale=None)).startswith(
+        f"cannot allocate a tensor of size {list(size)} on cpu"
+    )
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        (spectral_filter(X.to_sparse()), "input", torch.sparse_coo),
+        (spectral_filter(X.to_mkldnn()), "input", torch._mkldnn),
+        (add_noise(weight=W.to_sparse()), "weight", torch.sparse_coo),
+        (add_noise(noise_scale=S.to_sparse()), "noise_scale", torch.sparse_coo),
+        (whitened_mse(target=X.to_sparse()), "target", torch.sparse_coo),
+    ],
+    ids=lambda call: f"{call[1]}-{call[2]}",
+)
+def test_tensors_must_be_dense(call):
+    call, name, layout = call
+    assert message(call) == f"{name}: expected a dense tensor, got layout {layout}"
+
+
 def test_batches_of_more_dimensions_than_a_kernel_can_follow():
     planes = torch.ones([2] * 17 + [1, 1]).permute(*range(16, -1, -1), 17, 18)
     assert message(spectral_filter(planes, torch.ones(1, 1), None)) == "input: more than 16 batch dimensions"

@@ -71,7 +71,12 @@ def on_cuda(operator: str) -> Callable:
         with torch.cuda.device_of(args[0]):  # where kernels are launched
             names = _candidates(function, size, dtype, device)
             calls = {name: functools.partial(getattr(_backend(name), function), *args, **kwargs) for name in names}
-            return calls[_choice(calls, (operator, tuple(size), dtype, device))]()
+            try:
+                return calls[_choice(calls, (operator, tuple(size), dtype, device))]()
+            except RuntimeError as error:
+                if "out of memory" not in str(error) or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                raise torch.OutOfMemoryError(str(error)) from None  # torch's stable ABI loses the type of errors
 
     return run
 
