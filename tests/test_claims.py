@@ -16,6 +16,7 @@ from benchmarks.claims.arms import ARMS, TILT, TRAININGS, Arm, dc_only, schedule
 from benchmarks.claims.data import BAND, CORRUPTION, Variant, corrupt, notch
 from benchmarks.claims.metrics import BANDS, Classifier, Evaluator, decibels, label_entropy
 from benchmarks.claims.run import Clock, Interrupted, Settings, Study
+from benchmarks.rows import read_csv, write_csv
 from sagd_kernels import spectral_filter, weights
 from sagd_kernels.diffusion import DDPMSchedule
 from sagd_kernels.reference import full_weight
@@ -234,8 +235,8 @@ def canned(tmp_path):
         for metric in metrics
     ]
     rows += [report.Row("data-clean", seed, 0, metric, 1.5) for seed in (0, 1, 2) for metric in metrics]
-    report.write_csv(tmp_path / report.CSV_NAME, rows)
-    assert report.read_csv(tmp_path / report.CSV_NAME) == rows
+    write_csv(tmp_path / report.CSV_NAME, rows, report.Row)
+    assert read_csv(tmp_path / report.CSV_NAME, report.Row) == rows
     return tmp_path
 
 
@@ -251,7 +252,7 @@ def test_report_from_a_csv_alone(canned):
 
 
 def test_report_of_a_study(finished):
-    report.write_csv(finished / report.CSV_NAME, report.gather(finished))
+    write_csv(finished / report.CSV_NAME, report.gather(finished), report.Row)
     paths = report.write_report(finished)
     assert {path.name for path in paths} == {"results.md", "metrics.png", "spectra.png", "samples.png"}
     assert all(path.stat().st_size > 1000 for path in paths)

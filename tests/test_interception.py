@@ -209,7 +209,6 @@ def test_a_block_that_shapes_nothing_warns():
 @pytest.mark.parametrize(
     ("weight", "message"),
     [
-        ([1.0], "weight: expected a tensor, got list"),
         (torch.ones(8), r"weight: expected float32 or float64 \[..., H, W//2\+1\], got torch.float32 \[8\]"),
         (torch.ones(8, 4).half(), r"weight: expected float32 or float64 .*, got torch.float16 \[8, 4\]"),
         (torch.ones(8, 0), r"weight: expected .*, got torch.float32 \[8, 0\]"),
@@ -220,6 +219,11 @@ def test_a_block_that_shapes_nothing_warns():
 )
 def test_no_such_weight(weight, message):
     with pytest.raises(ValueError, match=message), intercept(weight):
+        pass
+
+
+def test_a_weight_that_is_no_tensor():
+    with pytest.raises(TypeError, match="weight: expected a tensor, got list"), intercept([1.0]):
         pass
 
 

@@ -212,7 +212,7 @@ def test_more_steps_extend_a_run_and_fewer_are_refused(finished, capsys):
     assert choose_config({"steps": 30}, stored) == replace(Config(**stored), steps=30)
     assert choose_config({}, stored).steps == 20
     assert main(["--resume", str(finished), "--steps", "19"]) == 2
-    assert "--steps: the checkpoint has 20, got 19" in capsys.readouterr().err
+    assert "--steps: the checkpoint has 20, got 19 (a run can be extended, not shortened)" in capsys.readouterr().err
 
 
 def test_presets_are_defaults_that_options_override(finished, capsys):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sagd_kernels.train.config import RunError
 
+from ..rows import write_csv
 from . import report
 from .arms import ARMS
 from .data import installed_dataset
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             sizes = QUICK if options.quick else {}
             settings = Settings(options.dataset or installed_dataset(), steps=steps[-1], **sizes)
             Study(settings, output).run(options.arms, options.seeds, steps)
-            report.write_csv(output / report.CSV_NAME, report.gather(output))
+            write_csv(output / report.CSV_NAME, report.gather(output), report.Row)
         elif not (output / report.CSV_NAME).exists():
             raise RunError(f"--report: there is no {output / report.CSV_NAME}")
         for path in report.write_report(output):

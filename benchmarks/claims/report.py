@@ -1,12 +1,11 @@
 """From the results to results.csv, and from results.csv to results.md and the figures."""
 
-import csv
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -17,6 +16,7 @@ import matplotlib.pyplot as plt
 
 from sagd_kernels.train.report import STYLE
 
+from ..rows import read_csv
 from .arms import ARMS
 
 CSV_NAME = "results.csv"
@@ -33,7 +33,8 @@ DISTANCES = ("feature_fd", "pixel_fd")
 DATA = ("data-clean", "data-corrupted", "data-notched")  # the floor and what omission starts from, at 0 steps
 
 
-class Row(NamedTuple):
+@dataclass(frozen=True)
+class Row:
     """One line of the CSV."""
 
     arm: str
@@ -51,21 +52,6 @@ def gather(output: Path) -> list[Row]:
             seed, steps = map(int, path.stem.split("-"))
             rows += [Row(arm, seed, steps, *item) for item in json.loads(path.read_text()).items()]
     return sorted(rows, key=lambda row: ([*DATA, *ARMS].index(row.arm), row.steps, row.seed))
-
-
-def write_csv(path: Path, rows: list[Row]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
-
-
-def read_csv(path: Path) -> list[Row]:
-    with open(path, newline="") as file:
-        return [
-            Row(row["arm"], int(row["seed"]), int(row["steps"]), row["metric"], float(row["value"]))
-            for row in csv.DictReader(file)
-        ]
 
 
 class Table:
@@ -99,7 +85,7 @@ def standard_error(values: list[float]) -> float:
 
 def write_report(output: Path) -> list[Path]:
     """results.md, metrics.png, spectra.png and samples.png from results.csv and what lies beside it."""
-    table = Table(read_csv(output / CSV_NAME))
+    table = Table(read_csv(output / CSV_NAME, Row))
     (output / "results.md").write_text(markdown(table, _notes(output)))
     with plt.rc_context(STYLE):
         figures = {"metrics.png": _draw_metrics(table), "spectra.png": _draw_spectra(table)}

@@ -86,7 +86,7 @@ def intercept(
         The `Draws` so far: counts of what was shaped and what was passed by, with reasons; `print` shows them.
 
     Raises:
-        ValueError: no such weight.
+        TypeError, ValueError: no such weight (`PlacedWeight`).
 
     Warns:
         UserWarning: the block ends and nothing was shaped.

@@ -12,13 +12,14 @@ class PlacedWeight:
     """A weight [..., H, W//2+1], and a copy of it on each device and in each dtype that it was needed in.
 
     Raises:
-        ValueError: not a float32 or float64 tensor [..., H, W//2+1], a value that is negative or not finite, or a
-            weight that requires a gradient, which a constant would not get.
+        TypeError: not a tensor.
+        ValueError: not float32 or float64 [..., H, W//2+1], a value that is negative or not finite, or a weight that
+            requires a gradient, which a constant would not get.
     """
 
     def __init__(self, weight: Tensor) -> None:
         if not isinstance(weight, Tensor):
-            raise ValueError(f"weight: expected a tensor, got {type(weight).__name__}")
+            raise TypeError(f"weight: expected a tensor, got {type(weight).__name__}")
         if weight.dtype not in (torch.float32, torch.float64) or weight.ndim < 2 or 0 in weight.shape:
             raise ValueError(
                 f"weight: expected float32 or float64 [..., H, W//2+1], got {weight.dtype} {list(weight.shape)}"

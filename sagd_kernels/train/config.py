@@ -52,6 +52,7 @@ class Config:
         allowed = {"data"} | ({"steps"} if given.get("steps", 0) > self.steps else set())
         return [
             f"{option(name)}: the checkpoint has {getattr(self, name)}, got {given[name]}"
+            + (" (a run can be extended, not shortened)" if name == "steps" else "")
             for name in (field.name for field in fields(self))
             if name in given and name not in allowed and given[name] != getattr(self, name)
         ]
