@@ -190,7 +190,7 @@ void inverse(const Plan<T>& plan, Point<T>* x, Point<T>* scratch) {
 }
 
 // Calls f.operator()<R>() if the plan's first stage, which is the inverse's last, is one that can take its points from
-// elsewhere or leave them there. These are the radices that first stages of lengths above 16 have.
+// elsewhere or leave them there: of the radices that first stages of lengths above 16 have, all but primes above 13.
 template <class T, class F>
 SAGD_INLINE bool with_outer_radix(const Plan<T>& plan, F&& f) {
   if (plan.stages == 0 || plan.stage[0].prime) return false;
@@ -198,7 +198,9 @@ SAGD_INLINE bool with_outer_radix(const Plan<T>& plan, F&& f) {
     case 7: f.template operator()<7>(); return true;
     case 8: f.template operator()<8>(); return true;
     case 10: f.template operator()<10>(); return true;
+    case 11: f.template operator()<11>(); return true;
     case 12: f.template operator()<12>(); return true;
+    case 13: f.template operator()<13>(); return true;
     default: return false;
   }
 }
