@@ -41,7 +41,8 @@ struct Cuda {
 };
 
 std::string plan(int64_t height, int64_t width, int64_t shared_bytes, int64_t device) {
-  return cuda::describe_plan(height, width, shared_bytes < 0 ? cuda::shared_bytes_per_block(int(device)) : shared_bytes);
+  if (shared_bytes < 0) shared_bytes = cuda::shared_bytes_per_block(int(device));
+  return cuda::describe_plan(height, width, shared_bytes);
 }
 
 }  // namespace

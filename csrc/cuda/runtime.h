@@ -26,8 +26,8 @@ inline int attribute(cudaDeviceAttr name) {
   return value;
 }
 
-// What ask(limit) finds out about a kernel on the current device, once for each device, kernel and key, whichever thread
-// is first. `limit` is the shared memory that a block may have there, in bytes, and the kernel is allowed all of it.
+// What ask(limit) finds out about a kernel on the current device: once for each device, kernel and key, by whichever
+// thread is first. `limit` is the shared memory that a block may have there, in bytes; the kernel is allowed all of it.
 template <class Kernel, class Ask, class... Key>
 const auto& ask_once(Kernel kernel, Ask&& ask, Key... key) {
   static std::mutex mutex;
