@@ -40,8 +40,9 @@ struct Cuda {
   DeviceGuard guard_;
 };
 
-std::string plan(int64_t height, int64_t width, int64_t shared_bytes) {
-  return cuda::describe_plan(height, width, shared_bytes < 0 ? cuda::shared_bytes_per_block() : shared_bytes);
+std::string plan(int64_t height, int64_t width, int64_t shared_bytes, int64_t device) {
+  if (shared_bytes < 0) shared_bytes = cuda::shared_bytes_per_block(int(device));
+  return cuda::describe_plan(height, width, shared_bytes);
 }
 
 }  // namespace
@@ -59,8 +60,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(SAGD_CUDA_LIBRARY, m) {
       "_cuda_whitened_mse(Tensor input, Tensor target, Tensor weight, bool with_residual) -> (Tensor loss, Tensor "
       "whitened)");
   // how planes of this size are transformed; empty where there is no kernel on a device that gives a block so much
-  // shared memory (-1: on the current device)
-  m.def("_cuda_plan(int height, int width, int shared_bytes=-1) -> str");
+  // shared memory (-1: on `device`, or the current one)
+  m.def("_cuda_plan(int height, int width, int shared_bytes=-1, int device=-1) -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(SAGD_CUDA_LIBRARY, SAGD_CUDA_KEY, m) {

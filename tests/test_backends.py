@@ -1,6 +1,8 @@
 """Which backend computes a call on CUDA tensors, and that `explain` says so. No GPU is needed to choose one."""
 
 import re
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -152,6 +154,39 @@ def test_explain_names_the_backend_and_why_no_other(monkeypatch):
     assert "up to 512 x 512" in sagd.explain((8, 513), device="cuda", operator="shaped_noise")
     assert "the Triton kernels compute in float32" in sagd.explain((64, 64), dtype=torch.float64, device="cuda")
     assert sagd.explain((8, 8), device="meta") == "composite of torch.fft: there are no kernels for meta"
+
+
+def test_a_device_without_an_index_is_the_current_one(monkeypatch):
+    asked, current = [], 1
+
+    def unable(name, height, width, dtype, device):
+        asked.append(device.index)
+        return None if name == "composite" else f"no {name}"
+
+    monkeypatch.setattr(backends, "unable", unable)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+    assert sagd.explain((8, 8), device="cuda").startswith("composite")
+    assert set(asked) == {current}
+
+
+def test_the_cuda_kernels_are_asked_for_torchs_device(monkeypatch):
+    cuda, entered = backends._backend("cuda"), []
+
+    @contextmanager
+    def enter(device):
+        entered.append(device.index)
+        yield
+        entered.pop()
+
+    def plan(height, width, shared_bytes=-1, device=-1):
+        return f"{height} x {width} on {device}"
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", enter)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: entered[-1])
+    monkeypatch.setattr(cuda, "_ops", SimpleNamespace(_cuda_plan=plan))
+    assert cuda.describe(8, 9, torch.float32, torch.device("cuda", 3)) == "8 x 9 on 3"
 
 
 def test_half_precision_takes_one_product():

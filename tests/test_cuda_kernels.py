@@ -212,6 +212,28 @@ def test_the_plan_says_which_planes_there_are_kernels_for(shared_bytes, largest,
         assert ("weight read from memory" in plan(n, n)) == (n > staged or n in (128, 160, 192)), n
 
 
+def test_code_for_older_gpus_knows_no_clusters(shim):
+    # as on a GPU that compiles an older one's PTX for itself
+    plan, args = torch.ops.sagd_shim._cuda_plan, (torch.randn(2, 256, 256), random_weight(256, 256))
+    assert "clusters" in plan(256, 256)
+    shim.shim_use_code_for(80)
+    try:
+        assert plan(256, 256).startswith("three passes")
+        assert_cuda_close("spectral_filter", *args)
+    finally:
+        shim.shim_use_device(None)
+
+
+def test_a_gpu_that_the_library_has_no_code_for_has_no_kernels(shim):
+    plan = torch.ops.sagd_shim._cuda_plan
+    shim.shim_use_code_for(0)
+    try:
+        assert plan(16, 16) == plan(256, 256) == plan(512, 512) == plan(16, 16, device=0) == ""
+    finally:
+        shim.shim_use_device(None)
+    assert plan(16, 16, device=0)
+
+
 def prime_factors(n: int) -> list[int]:
     factors, p = [], 2
     while n > 1:

@@ -1,6 +1,7 @@
 """The emulator of GPU kernels computes right, and finds what is wrong."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -438,3 +439,11 @@ def test_unsupported_is_said_when_it_is_reached():
     launch(single("setp.ge.u32 %p1, %r0, 99; @%p1 bra A; ret; A: activemask.b32 %r1;"), (1,), (32,), [])
     with pytest.raises(Unsupported, match=r"opcode activemask .*instruction 2: activemask\.b32 %r1"):
         launch(single("activemask.b32 %r1;"), (1,), (32,), [])
+
+
+def test_the_emulator_knows_nothing_of_the_benchmarks_that_use_it():
+    sources = list(Path(__file__).with_name("emulation").rglob("*.py"))
+    assert len(sources) > 20
+    for source in sources:
+        imports = [line for line in source.read_text().splitlines() if line.lstrip().startswith(("import ", "from "))]
+        assert not [line for line in imports if "benchmarks" in line], source

@@ -9,9 +9,9 @@ import torch
 
 from benchmarks.cases import WITH_BACKWARD, Case
 from benchmarks.gpu_cost import __main__ as command
-from benchmarks.gpu_cost import cost, eager, report
+from benchmarks.gpu_cost import contenders, cost, eager, report
 from benchmarks.rows import read_csv, write_csv
-from tests.emulation import Kernel, contenders, launch, toolchain
+from tests.emulation import Kernel, launch, toolchain
 from tests.emulation.devices import DEVICES
 
 COPY = """.version 8.0

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from benchmarks.cases import Case
+from benchmarks.gpu_cost import resources
+from benchmarks.gpu_cost.contenders import Operands, contenders, label, triton_contender
 from benchmarks.rows import read_csv, write_csv
-from tests.emulation import resources, toolchain
-from tests.emulation.contenders import Operands, contenders, label, triton_contender
+from tests.emulation import toolchain
 
 KERNELS = [
     pytest.param(contender, case, capability, id=f"{contender.name} {label(case)} sm_{capability}", marks=marks)

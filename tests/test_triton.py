@@ -246,6 +246,25 @@ def test_how_many_planes_a_program_takes_changes_no_bit(interpreter, monkeypatch
         torch.testing.assert_close(apply(*call), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("capturing", [False, True])
+def test_what_a_graph_may_read_again_is_kept_and_what_it_has_yet_to_compute_is_not(monkeypatch, capturing):
+    streams = []
+
+    class Stream:
+        def synchronize(self):
+            streams.append("waited")
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    kept = backend._kept(lambda length, device: torch.full((1,), float(length)))
+    on_gpu, lengths = torch.device("cuda", 0), range(100)
+    first = [kept(length, on_gpu) for length in lengths]
+    assert [int(x) for x in first] == list(lengths)
+    assert all((kept(length, on_gpu) is x) != capturing for length, x in zip(lengths, first, strict=True))
+    assert len(streams) == (0 if capturing else 100)
+    assert kept(3, torch.device("cuda", 1)) is not first[3]
+
+
 def test_empty_batches(interpreter):
     weight = random_weight(8, 8)
     assert backend.spectral_filter(torch.empty(0, 3, 8, 8), weight).shape == (0, 3, 8, 8)

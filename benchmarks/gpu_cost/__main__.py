@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def select(args: argparse.Namespace) -> tuple[list[tuple], dict[str, str]]:
     """The (contender, case) pairs to run, and why contenders that were asked for are missing."""
-    from tests.emulation.contenders import cases, contenders, label
+    from .contenders import cases, contenders, label
 
     if args.sample < 2:
         raise ValueError(f"argument --sample: expected 2 or more (what more blocks add must show), got {args.sample}")
@@ -70,8 +70,7 @@ def select(args: argparse.Namespace) -> tuple[list[tuple], dict[str, str]]:
 
 
 def run(chosen: list[tuple], sample: int) -> list:
-    from tests.emulation.contenders import label
-
+    from .contenders import label
     from .cost import cost
 
     rows = []
@@ -84,7 +83,7 @@ def run(chosen: list[tuple], sample: int) -> list:
 
 
 def list_registry() -> int:
-    from tests.emulation.contenders import cases, contenders, label
+    from .contenders import cases, contenders, label
 
     print(*map(label, cases()), "", "contenders", sep="\n")
     print(*(f"  {each.name}: {each.missing() or each.toolchain()}" for each in contenders()), sep="\n")

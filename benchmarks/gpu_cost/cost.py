@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from benchmarks.cases import Case
 from benchmarks.limits import one_pass_bytes
-from tests.emulation.contenders import Contender, label, plane
 from tests.emulation.counters import Traffic
 from tests.emulation.devices import DEVICES, Device
 from tests.emulation.estimate import Estimate, estimate
 from tests.emulation.machine import Launch
 
 from . import eager
+from .contenders import Contender, label, plane
 
 
 @dataclass

@@ -2,9 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <map>
-#include <mutex>
-#include <tuple>
 
 #include "cuda/cluster.h"
 #include "cuda/runtime.h"
@@ -12,7 +9,7 @@
 
 namespace sagd::cuda {
 
-// Whether planes of this size take clusters on the current device, if there is one.
+// Whether planes of this size take clusters on the current device.
 bool takes_cluster(int64_t height, int64_t width);
 
 // A kernel's clusters on the current device.
@@ -26,21 +23,17 @@ class Clusters {
     size_.val.clusterDim.y = size_.val.clusterDim.z = 1;
   }
 
-  // How many run at a time, asked for once.
+  // How many run at a time.
   int resident() {
-    static std::mutex mutex;
-    static std::map<std::tuple<int, void (*)(const Call<Shape>)>, int> known;
-    int device = 0;
-    SAGD_CHECK(cudaGetDevice(&device));
-    const std::tuple key(device, kernel_);
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (const auto found = known.find(key); found != known.end()) return found->second;
-    if (bytes_ > size_t(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))) return known[key] = 0;
-    SAGD_CHECK(cudaFuncSetAttribute(kernel_, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes_)));
-    const cudaLaunchConfig_t config = clusters(1, nullptr);
-    int count = 0;
-    SAGD_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_, &config));
-    return known[key] = count;
+    return ask_once(kernel_, [&](int limit) {
+      cudaFuncAttributes code{};
+      SAGD_CHECK(cudaFuncGetAttributes(&code, kernel_));
+      int count = 0;
+      if (bytes_ > size_t(limit) || code.ptxVersion < first_with_clusters) return count;
+      const cudaLaunchConfig_t config = clusters(1, nullptr);
+      SAGD_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel_, &config));
+      return count;
+    });
   }
 
   void launch(const Call<Shape>& call, void* stream) {
@@ -49,6 +42,9 @@ class Clusters {
   }
 
  private:
+  // Compute capability times ten. A newer GPU may run code that was compiled for an older one, which has none in it.
+  static constexpr int first_with_clusters = 90;
+
   cudaLaunchConfig_t clusters(int64_t count, void* stream) {
     const dim3 grid{unsigned(Shape::ranks * count)}, block{unsigned(Shape::threads)};
     return {grid, block, bytes_, static_cast<cudaStream_t>(stream), &size_, 1};

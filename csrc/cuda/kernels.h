@@ -314,7 +314,12 @@ SAGD_KERNEL(Shape::fewer_blocks) whitened_mse(const __grid_constant__ Call<Shape
         const ReadPacked<S, Shape> input{shape, {call.job.input, task.plane, shape.rows.length}};
         const ReadPacked<S, Shape> target{shape, {call.job.target, task.plane, shape.rows.length}};
         const auto difference = [&]<int R>(int h, int j, int step, Point* v) {
-          constexpr int n = Shape::max_threads > 768 && R % 2 == 0 ? 2 : R;  // of the target: 72 registers are too few
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+          constexpr int few = R / 2;
+#else
+          constexpr int few = 2;
+#endif
+          constexpr int n = Shape::max_threads > 768 && R % 2 == 0 ? few : R;  // of the target: 72 registers are few
           input.template operator()<R>(h, j, step, v);
           SAGD_UNROLL
           for (int first = 0; first < R; first += n) {

@@ -1,10 +1,7 @@
 // The passes of large.h as the host sees them.
 #pragma once
 
-#include <map>
-#include <mutex>
 #include <optional>
-#include <tuple>
 
 #include "cuda/runtime.h"
 #include "cuda/shapes.h"
@@ -39,21 +36,15 @@ void plane_losses(const Chunk& chunk, void* stream);
 // Blocks of a pass along rows that the device holds at a time.
 int resident_row_blocks(const Job& job, const Passes& passes);
 
-// Blocks of a kernel that the current device holds at a time, asked for once.
+// Blocks of a kernel that the current device holds at a time.
 template <class Kernel>
 int resident_blocks(Kernel kernel, int threads, size_t shared_bytes) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, Kernel, int, size_t>, int> known;
-  int device = 0;
-  SAGD_CHECK(cudaGetDevice(&device));
-  const std::tuple key(device, kernel, threads, shared_bytes);
-  const std::lock_guard<std::mutex> lock(mutex);
-  if (const auto found = known.find(key); found != known.end()) return found->second;
-  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
-  SAGD_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
-  int blocks = 0;
-  SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
-  return known[key] = blocks * attribute(cudaDevAttrMultiProcessorCount);
+  const auto ask = [=](int) {
+    int blocks = 0;
+    SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes));
+    return blocks * attribute(cudaDevAttrMultiProcessorCount);
+  };
+  return ask_once(kernel, ask, threads, shared_bytes);
 }
 
 template <class Shape>

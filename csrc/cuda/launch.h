@@ -2,10 +2,7 @@
 // that CUDA reports becomes an exception.
 #pragma once
 
-#include <map>
-#include <mutex>
 #include <string>
-#include <tuple>
 
 #include "cuda/clusters.h"
 #include "cuda/kernels.h"
@@ -26,18 +23,16 @@ struct Blocks {
 
 // The choice that keeps most planes on a multiprocessor.
 template <class Kernel, class Shape>
-Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool measure) {
-  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool measure, size_t limit) {
   const int multiprocessors = attribute(cudaDevAttrMultiProcessorCount);
-  SAGD_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
   Blocks best;
   int most = 0;
-  const bool staged = stages_weight(shape, size_t(limit));
+  const bool staged = stages_weight(shape, limit);
   const int step = fewest_planes(shape);
   for (int planes = step; planes * shape.threads <= Shape::max_threads; planes += step) {
     const int tables = !staged ? 0 : one_weight ? 1 : planes;
     const size_t bytes = shared_bytes(shape, planes, tables, measure);
-    if (bytes > size_t(limit)) break;
+    if (bytes > limit) break;
     int blocks = 0;
     SAGD_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, planes * shape.threads, bytes));
     // Lines in registers: as many warps to a block as it may have, since they share the instructions that are fetched.
@@ -47,20 +42,6 @@ Blocks choose_blocks(Kernel kernel, const Shape& shape, bool one_weight, bool me
   }
   best.rows = order_rows(shape);
   return best;
-}
-
-// The choice for this kernel on the current device, made once for each shape.
-template <class Kernel, class Shape>
-Blocks blocks_for(Kernel kernel, const Shape& shape, bool one_weight, bool measure) {
-  static std::mutex mutex;
-  static std::map<std::tuple<int, Kernel, int, int, bool>, Blocks> chosen;
-  int device = 0;
-  SAGD_CHECK(cudaGetDevice(&device));
-  const std::tuple key(device, kernel, int(shape.columns.length), int(shape.rows.length), one_weight);
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = chosen.find(key);
-  if (found != chosen.end()) return found->second;
-  return chosen[key] = choose_blocks(kernel, shape, one_weight, measure);
 }
 
 // Queues the kernel that fills the weight tables in device memory.
@@ -80,7 +61,10 @@ template <class Shape>
 void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shape, bool measure, void* workspace,
             void* stream) {
   if (job.planes == 0) return;
-  const Blocks blocks = blocks_for(kernel, shape, job.weight.batch.dims == 0, measure);
+  const bool one_weight = job.weight.batch.dims == 0;
+  const Blocks& blocks = ask_once(
+      kernel, [&](int limit) { return choose_blocks(kernel, shape, one_weight, measure, size_t(limit)); }, job.height,
+      job.width, one_weight);
   if (blocks.planes_per_block == 0) {
     throw std::runtime_error("sagd: planes of " + std::to_string(job.height) + " x " + std::to_string(job.width) +
                              " do not fit the shared memory of this device");
@@ -100,7 +84,7 @@ void launch(void (*kernel)(const Call<Shape>), const Job& job, const Shape& shap
             void* stream) {
   if (job.planes == 0) return;
   Call<Shape> call{job, shape, 1, 0, static_cast<float*>(workspace), {}, {}};
-  const std::vector<uint16_t> rows = order_rows(shape);
+  static const std::vector<uint16_t> rows = order_rows(Shape{});
   std::copy(rows.begin(), rows.end(), call.rows);
   launch_order(call, stream);
   Clusters<Shape>(kernel, measure).launch(call, stream);

@@ -15,8 +15,9 @@ std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes);
 // Makes a device current for what follows. torch's own runtime library has done so; this one is linked statically.
 void use_device(int index);
 
-// Shared memory that a block may have on the current device; 0 where there is none.
-int64_t shared_bytes_per_block();
+// Shared memory that a block may have on a device, which then is the current one (-1: on the one that is). 0 where
+// there is no such device, or no code for its kind of GPU.
+int64_t shared_bytes_per_block(int device = -1);
 
 // Device memory that the job needs besides, in bytes. Later work on the stream may use it again.
 int64_t workspace_bytes(const Job& job);

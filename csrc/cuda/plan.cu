@@ -14,10 +14,14 @@ std::string describe(const A& axis) {
   return text;
 }
 
+// All files are compiled for the same kinds of GPU, so any kernel tells whether there is code for one.
+__global__ void any_kernel() {}
+
 }  // namespace
 
 std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes_) {
   const size_t limit = size_t(shared_bytes_);
+  if (limit == 0) return "";
   if (limit == size_t(shared_bytes_per_block()) && takes_cluster(height, width)) {  // the current device
     std::string text;
     with_cluster_shape(height, width, [&](const auto& shape) {
@@ -46,13 +50,15 @@ std::string describe_plan(int64_t height, int64_t width, int64_t shared_bytes_) 
 
 void use_device(int index) { SAGD_CHECK(cudaSetDevice(index)); }
 
-int64_t shared_bytes_per_block() {
-  int device = 0, bytes = 0;
-  if (cudaGetDevice(&device) == cudaSuccess &&
+int64_t shared_bytes_per_block(int device) {
+  int bytes = 0;
+  cudaFuncAttributes code;
+  if ((device < 0 ? cudaGetDevice(&device) : cudaSetDevice(device)) == cudaSuccess &&
+      cudaFuncGetAttributes(&code, any_kernel) == cudaSuccess &&
       cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess) {
     return bytes;
   }
-  cudaGetLastError();  // no device is no error
+  cudaGetLastError();  // no device is no error, nor one of another kind
   return 0;
 }
 

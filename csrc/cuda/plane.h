@@ -187,7 +187,7 @@ class PlaneTransform {
     }
     if (!filter) return sum;
     __syncthreads();
-    inverse_rows(true);
+    inverse_rows(true, !measure && Shape::max_threads * Shape::min_blocks > 1024);
     return sum;
   }
 
@@ -230,10 +230,16 @@ class PlaneTransform {
   }
 
   // The inverse row transforms. With `weighed`, the last forward stage's counterpart is done, except in the first row.
-  __device__ __forceinline__ void inverse_rows(bool weighed) {
+  // With `few_registers` a thread has less than 64. The compiler would find the last stage's points once for all planes,
+  // and spill where they are.
+  __device__ __forceinline__ void inverse_rows(bool weighed, [[maybe_unused]] bool few_registers = false) {
+    const int start = start_;
     shape_.rows.backward([&]<int R>(int s, auto stage) {
       using Number = typename Shape::Number;
       const Number n = weighed && s == shape_.rows.stages - 1 ? Number(1) : Number(shape_.packed_rows);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+      if (few_registers && s == 0) asm volatile("" : "+r"(start_));
+#endif
       for_rows<R>(stage, n, [&](int row, int, int q, Point* v) {
         if (stage.span > 1) twiddle<R, true>(v, shared_.row_roots, q * stage.blocks);
         Butterfly<R, true, float, float>::run(v);
@@ -241,6 +247,7 @@ class PlaneTransform {
       });
       __syncthreads();
     });
+    start_ = start;
     join_odd_width();
   }
 

@@ -3,8 +3,12 @@
 
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <type_traits>
 
 namespace sagd::cuda {
 
@@ -20,6 +24,25 @@ inline int attribute(cudaDeviceAttr name) {
   SAGD_CHECK(cudaGetDevice(&device));
   SAGD_CHECK(cudaDeviceGetAttribute(&value, name, device));
   return value;
+}
+
+// What ask(limit) finds out about a kernel on the current device: once for each device, kernel and key, by whichever
+// thread is first. `limit` is the shared memory that a block may have there, in bytes; the kernel is allowed all of it.
+template <class Kernel, class Ask, class... Key>
+const auto& ask_once(Kernel kernel, Ask&& ask, Key... key) {
+  static std::mutex mutex;
+  static std::map<std::tuple<int, Kernel, Key...>, std::invoke_result_t<Ask, int>> known;
+  int device = 0;
+  SAGD_CHECK(cudaGetDevice(&device));
+  const std::tuple question(device, kernel, key...);
+  const std::lock_guard<std::mutex> lock(mutex);
+  auto answer = known.find(question);
+  if (answer == known.end()) {
+    const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    SAGD_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit));
+    answer = known.emplace(question, ask(limit)).first;
+  }
+  return answer->second;  // a map's elements stay where they are
 }
 
 }  // namespace sagd::cuda

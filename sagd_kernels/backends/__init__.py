@@ -126,6 +126,8 @@ def explain(
         raise ValueError(f"dtype: expected float32, float64, bfloat16 or float16, got {dtype!r}")
     device, (height, width) = torch.device(device), size[-2:]
     if device.type == "cuda":
+        if device.index is None and torch.cuda.is_available():
+            device = torch.device("cuda", torch.cuda.current_device())
         chosen = _candidates(operator, size, dtype, device)[0]
         names = order(operator, height, width)
         passed_over = names[: names.index(chosen)]

@@ -24,8 +24,8 @@ def describe(height: int, width: int, dtype: torch.dtype, device: torch.device) 
     """How the kernels transform planes of this size, for people to read; empty where they do not."""
     if not torch.cuda.is_available():
         return _ops._cuda_plan(height, width, _RECENT)
-    with torch.cuda.device(device):
-        return _ops._cuda_plan(height, width)
+    with torch.cuda.device(device):  # the library's copy of CUDA's runtime has a current device of its own
+        return _ops._cuda_plan(height, width, device=torch.cuda.current_device())
 
 
 def spectral_filter(input: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:

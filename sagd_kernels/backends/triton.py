@@ -7,7 +7,7 @@ Arguments have been checked, as for the composite; planes are such that `unable`
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -227,7 +227,29 @@ def _passes(dtype: torch.dtype) -> int:
     return 1 if dtype == torch.bfloat16 or torch.backends.cuda.matmul.fp32_precision == "tf32" else 3
 
 
-@functools.lru_cache(maxsize=64)
+def _kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`make`, whose last argument is a device, with its results kept for good: CUDA graphs go on reading them.
+
+    The result is complete before another stream can read it. Under a capture there is none until the graph runs, so it
+    belongs to that graph alone.
+    """
+    known: dict[tuple, Tensor] = {}
+
+    @functools.wraps(make)
+    def kept(*args) -> Tensor:
+        if args in known:
+            return known[args]
+        made, device = make(*args), args[-1]
+        if device.type == "cuda":
+            if torch.cuda.is_current_stream_capturing():
+                return made
+            torch.cuda.current_stream(device).synchronize()
+        return known.setdefault(args, made)
+
+    return kept
+
+
+@_kept
 def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     """An axis's cosines and sines, each the sum of two float16: [frequency x sample or its transpose, cosine or sine,
     high or low part, slots, slots]."""
@@ -236,7 +258,7 @@ def _basis(length: int, slots: int, device: torch.device) -> Tensor:
     return _in_halves(torch.stack([exact, exact.mT]))
 
 
-@functools.lru_cache(maxsize=64)
+@_kept
 def _whole_basis(length: int, slots: int, samples: int, device: torch.device) -> Tensor:
     """The same at all samples: [cosine or sine, high or low part, slots, samples]."""
     return _in_halves(_cosines_and_sines(length, slots, samples, device))
@@ -261,7 +283,7 @@ def _in_halves(matrices: Tensor) -> Tensor:
     return torch.stack([high, (matrices - high).half()], dim=-3)
 
 
-@functools.lru_cache(maxsize=64)
+@_kept
 def _hartley_basis(length: int, device: torch.device) -> Tensor:
     """cas(2 pi k m / length) as the sum of two float16: [high or low part, slots, slots], a power of two of slots."""
     slots = max(16, triton.next_power_of_2(length))

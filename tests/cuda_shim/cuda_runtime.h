@@ -50,6 +50,7 @@ void run(unsigned blocks, unsigned threads, size_t shared_bytes, const std::func
 // blocks take many planes, and runs kernels here; emulators of the same kernels' PTX put theirs in its place.
 struct Device {
   int number, shared_bytes_per_block, multiprocessors, l2_bytes;
+  int code;  // the compute capability, times ten, of the code that runs on it; 0: there is none for it
   // Blocks of a kernel that a multiprocessor holds; the kernel is named as in its PTX.
   int (*resident)(const char* kernel, int threads, size_t shared_bytes);
   // Clusters of a kernel that it holds, of `ranks` blocks each; null: it knows none.
@@ -126,7 +127,7 @@ inline void sincospif(float x, float* s, float* c) {
 // ---- the host's side ------------------------------------------------------------------------------------------------
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaError_t { cudaSuccess, cudaErrorInvalidValue, cudaErrorNoKernelImageForDevice };
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMultiProcessorCount,
@@ -149,6 +150,16 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr name, int) 
     case cudaDevAttrClusterLaunch: return *value = device.clusters != nullptr, cudaSuccess;
   }
   return cudaErrorInvalidValue;
+}
+
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, Kernel) {
+  attributes->ptxVersion = shim::device.code;
+  return shim::device.code ? cudaSuccess : cudaErrorNoKernelImageForDevice;
 }
 
 template <class Kernel>

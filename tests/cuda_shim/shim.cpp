@@ -71,7 +71,7 @@ int resident_here(const char*, int threads, size_t shared_bytes) {
 
 int clusters_here(const char*, unsigned, int, size_t) { return 2; }
 
-constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, resident_here, clusters_here, nullptr};
+constexpr Device here_device{0, int(shared_capacity), 2, 50 << 20, 90, resident_here, clusters_here, nullptr};
 
 Fiber& running() { return *fibers[place.rank * place.threads + place.thread]; }
 
@@ -217,4 +217,10 @@ extern "C" void shim_use_small_device(int shared_bytes_per_block, int l2_bytes) 
   shim::device.number = shim::device.shared_bytes_per_block = shared_bytes_per_block;
   shim::device.l2_bytes = l2_bytes;
   shim::device.clusters = nullptr;
+}
+// The shim's own device, for which the kernels were compiled as for this older one, or not at all.
+extern "C" void shim_use_code_for(int capability) {
+  shim::device = shim::here_device;
+  shim::device.number = -1 - capability;
+  shim::device.code = capability;
 }

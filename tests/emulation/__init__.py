@@ -23,8 +23,6 @@ devices.py         public limits of a few GPUs
 estimate.py        occupancy and speed-of-light bounds
 triton.py          Triton kernels on CPU tensors: emulated, interpreted or only compiled
 cuda.py            the library's CUDA kernels on CPU tensors, with its own host code: emulated or only compiled
-contenders.py      the library's GPU backends and the cases that they are compiled and costed for
-resources.py       registers, spills and shared memory of the library's kernels, and the table that they must keep to
 
 Not modelled, and said so by `Unsupported`: wgmma, tcgen05, TMA and mbarriers, work between the arrival at a cluster's
 barrier and its wait, fp8, calls of functions, activemask, directed rounding. Not seen: missing fences, the order of

@@ -141,6 +141,7 @@ class _Device(ctypes.Structure):
         ("shared_bytes_per_block", ctypes.c_int),
         ("multiprocessors", ctypes.c_int),
         ("l2_bytes", ctypes.c_int),
+        ("code", ctypes.c_int),
         ("resident", RESIDENT),
         ("clusters", CLUSTERS),
         ("launch", LAUNCH),
@@ -152,7 +153,8 @@ def _enter(host: _Host) -> Iterator[list[Launch]]:
     use_device, gpu = _shim().shim_use_device, device(host.capability)
     clusters = CLUSTERS(host.clusters) if host.capability >= FIRST_WITH_CLUSTERS else CLUSTERS()
     callbacks = RESIDENT(host.resident), clusters, LAUNCH(host.launch)
-    use_device(ctypes.byref(_Device(host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, *callbacks)))
+    known = host.capability, gpu.shared_per_block, gpu.sms, gpu.l2, host.capability
+    use_device(ctypes.byref(_Device(*known, *callbacks)))
     try:
         yield host.launches
     except RuntimeError:

@@ -1,6 +1,6 @@
 """Registers, spills and shared memory of the library's kernels, and the table that they are held to.
 
-`python -m tests.emulation.resources` compiles every contender's kernels for every architecture and rewrites
+`python -m benchmarks.gpu_cost.resources` compiles every contender's kernels for every architecture and rewrites
 resources.csv, which takes minutes; with `--check` it compares instead. A test does the same: what needs more than the
 table says, or spills for the first time, fails. Change the table on purpose only, and say why in the commit.
 """
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from benchmarks.cases import Case
 from benchmarks.rows import read_csv, write_csv
+from tests.emulation.machine import Launch
+from tests.emulation.toolchain import assemble
 
 from .contenders import Contender, cases, contenders, label
-from .machine import Launch
-from .toolchain import assemble
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
 # Sides of the planes in the table: one for each kind of configuration, or each size with a kernel of its own.
@@ -100,7 +100,7 @@ def complaints(table: Iterable[Row], found: Iterable[Row]) -> list[str]:
         if row.spills and not (old and old.spills):
             problems.append(f"{name}: spills {row.spills} bytes")
         if old is None:
-            problems.append(f"{name}: not in {TABLE.name}; run python -m tests.emulation.resources")
+            problems.append(f"{name}: not in {TABLE.name}; run python -m benchmarks.gpu_cost.resources")
         elif old.toolchain == row.toolchain:
             for what in ("registers", "spills", "shared"):
                 before, now = getattr(old, what), getattr(row, what)
@@ -110,7 +110,7 @@ def complaints(table: Iterable[Row], found: Iterable[Row]) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("python -m tests.emulation.resources", description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.gpu_cost.resources", description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare with the table instead of rewriting it")
     parser.add_argument("--contenders", nargs="+", metavar="NAME", help="only these; rows of others stay as they are")
     args = parser.parse_args(arguments)

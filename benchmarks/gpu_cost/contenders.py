@@ -16,9 +16,8 @@ import sagd_kernels
 from benchmarks.cases import WITH_BACKWARD, Case
 from sagd_kernels import weights
 from sagd_kernels.backends import unable
-
-from .machine import Launch
-from .toolchain import has, tools, version
+from tests.emulation.machine import Launch
+from tests.emulation.toolchain import has, tools, version
 
 PIXELS = 1 << 26  # of each tensor: enough blocks to fill every GPU several times
 SQUARES = (28, 32, 64, 96, 128, 224, 256, 512)
@@ -151,14 +150,14 @@ def triton_contender(name: str, call: Callable[[Operands], object], supports: Ca
 
     @lru_cache(None)
     def emulate(case: Case, sample: int) -> list[Launch]:
-        from .triton import emulated
+        from tests.emulation.triton import emulated
 
         with emulated(PORTABLE, sample=sample, races=False) as made:
             call(Operands(case))
         return made
 
     def launches(case: Case, capability: int, sample: int | None) -> list[Launch]:
-        from .triton import compiled
+        from tests.emulation.triton import compiled
 
         if sample is not None:
             return emulate(case, sample)
@@ -181,7 +180,7 @@ def cuda_contender() -> Contender:
         return "" if has("nvcc", "ptxas") else "nvcc is not installed"
 
     def launches(case: Case, capability: int, sample: int | None) -> list[Launch]:
-        from . import cuda
+        from tests.emulation import cuda
 
         operators = cuda.shim_operators()
         if not operators._cuda_plan(*case.shape[-2:], cuda.device(capability).shared_per_block):
